@@ -1,0 +1,73 @@
+//! Metadata of sources, asked without fetching content.
+
+use std::time::SystemTime;
+
+use base::Platform;
+use bytes::Bytes;
+use llb::pb;
+
+/// Asks what a source leads to now.
+#[derive(Debug, Clone, Default)]
+pub struct SourceMetaRequest {
+    /// The source as it would stand in a graph; for `oci-layout://` session and store are in its
+    /// attributes.
+    pub source: pb::SourceOp,
+    /// Whose image config; the daemon's own if absent.
+    pub platform: Option<Platform>,
+    /// Name of the progress vertex.
+    pub log_name: String,
+    /// `default` (or empty), `pull` or `local`, for images.
+    pub resolve_mode: String,
+    /// Images: only the digest is wanted.
+    pub no_config: bool,
+    /// Git: the raw commit and tag objects are wanted.
+    pub git_objects: bool,
+}
+
+/// Where a source leads.
+#[derive(Debug, Clone, Default)]
+pub struct SourceMeta {
+    /// The source, possibly rewritten by a policy, even to another scheme.
+    pub source: pb::SourceOp,
+    /// Present for images and OCI layouts.
+    pub image: Option<ImageMeta>,
+    /// Present for git.
+    pub git: Option<GitMeta>,
+    /// Present for http.
+    pub http: Option<HttpMeta>,
+}
+
+/// An image.
+#[derive(Debug, Clone, Default)]
+pub struct ImageMeta {
+    /// Digest of the top manifest or index; empty if only the config was wanted.
+    pub digest: String,
+    /// Raw image config; empty with `no_config`.
+    pub config: Bytes,
+}
+
+/// A git ref.
+#[derive(Debug, Clone, Default)]
+pub struct GitMeta {
+    /// Object the ref points to, maybe an annotated tag.
+    pub checksum: String,
+    /// Full ref name.
+    pub reference: String,
+    /// The commit, only if `checksum` is a tag object.
+    pub commit_checksum: String,
+    /// Raw commit, if asked for.
+    pub commit_object: Bytes,
+    /// Raw tag, if asked for and there is one.
+    pub tag_object: Bytes,
+}
+
+/// An http body.
+#[derive(Debug, Clone, Default)]
+pub struct HttpMeta {
+    /// Digest of the body.
+    pub checksum: String,
+    /// Name it would be stored under.
+    pub filename: String,
+    /// `Last-Modified`, if the server said so.
+    pub last_modified: Option<SystemTime>,
+}
