@@ -47,7 +47,11 @@ pub fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
 struct Go<F>(F);
 
 impl<F: Formatter> Formatter for Go<F> {
-    fn write_string_fragment<W: io::Write + ?Sized>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+    fn write_string_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
         let mut rest = text;
         while let Some(at) = rest.find(['<', '>', '&', '\u{2028}', '\u{2029}', '\u{7f}']) {
             let special = rest[at..].chars().next().expect("find points at a character");
@@ -61,7 +65,11 @@ impl<F: Formatter> Formatter for Go<F> {
         out.write_all(rest.as_bytes())
     }
 
-    fn write_char_escape<W: io::Write + ?Sized>(&mut self, out: &mut W, escape: CharEscape) -> io::Result<()> {
+    fn write_char_escape<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
         self.0.write_char_escape(out, escape)
     }
 
@@ -73,7 +81,11 @@ impl<F: Formatter> Formatter for Go<F> {
         self.0.end_array(out)
     }
 
-    fn begin_array_value<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         self.0.begin_array_value(out, first)
     }
 
@@ -89,7 +101,11 @@ impl<F: Formatter> Formatter for Go<F> {
         self.0.end_object(out)
     }
 
-    fn begin_object_key<W: io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: io::Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         self.0.begin_object_key(out, first)
     }
 
@@ -116,6 +132,9 @@ mod tests {
     fn indents_as_go() {
         let value = serde_json::json!({"a": [], "b": {}, "c": [1, {"d": null}]});
         let text = String::from_utf8(to_vec_indented(&value)).unwrap();
-        assert_eq!(text, "{\n  \"a\": [],\n  \"b\": {},\n  \"c\": [\n    1,\n    {\n      \"d\": null\n    }\n  ]\n}");
+        assert_eq!(
+            text,
+            "{\n  \"a\": [],\n  \"b\": {},\n  \"c\": [\n    1,\n    {\n      \"d\": null\n    }\n  ]\n}"
+        );
     }
 }

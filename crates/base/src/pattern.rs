@@ -86,7 +86,8 @@ impl Patterns {
         let mut matched = false;
         let mut info = vec![false; self.list.len()];
         for (index, pattern) in self.list.iter().enumerate() {
-            let mut hit = parent.is_some_and(|parent| parent.0.get(index).copied().unwrap_or(false));
+            let mut hit =
+                parent.is_some_and(|parent| parent.0.get(index).copied().unwrap_or(false));
             if !hit {
                 if pattern.exception != matched {
                     continue;
@@ -187,7 +188,9 @@ fn compile(text: &str) -> Result<Rule, PatternError> {
                 regex.push(char);
                 kind = Kind::Regex;
             }
-            '(' | ')' | '{' | '}' | '+' | '|' | '^' | '#' | '&' | '~' if kind_is_literal(&chars, at) => {
+            '(' | ')' | '{' | '}' | '+' | '|' | '^' | '#' | '&' | '~'
+                if kind_is_literal(&chars, at) =>
+            {
                 regex.push('\\');
                 regex.push(char);
             }
@@ -290,7 +293,10 @@ fn scan_chunk(mut pattern: &[char]) -> (bool, &[char], &[char]) {
     (star, &pattern[..index], &pattern[index..])
 }
 
-fn match_chunk<'a>(mut chunk: &[char], mut name: &'a [char]) -> Result<Option<&'a [char]>, PatternError> {
+fn match_chunk<'a>(
+    mut chunk: &[char],
+    mut name: &'a [char],
+) -> Result<Option<&'a [char]>, PatternError> {
     let mut failed = false;
     while !chunk.is_empty() {
         if !failed && name.is_empty() {

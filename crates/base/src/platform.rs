@@ -36,13 +36,49 @@ pub struct ParsePlatformError {
 }
 
 const KNOWN_OS: &[&str] = &[
-    "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl",
-    "netbsd", "openbsd", "plan9", "solaris", "windows", "zos",
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
 ];
 const KNOWN_ARCH: &[&str] = &[
-    "386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "ppc64", "ppc64le", "loong64", "mips",
-    "mipsle", "mips64", "mips64le", "mips64p32", "mips64p32le", "ppc", "riscv", "riscv64", "s390", "s390x",
-    "sparc", "sparc64", "wasm",
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "ppc64",
+    "ppc64le",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
 ];
 
 impl Platform {
@@ -61,7 +97,8 @@ impl Platform {
             "loongarch64" => "loong64",
             other => other,
         };
-        Self { os: "linux".into(), architecture: architecture.into(), ..Self::default() }.normalize()
+        Self { os: "linux".into(), architecture: architecture.into(), ..Self::default() }
+            .normalize()
     }
 
     /// containerd's normal form: see [`normalize_os`] and [`normalize_arch`].
@@ -70,7 +107,13 @@ impl Platform {
         let mut os_features = self.os_features.clone();
         os_features.sort();
         os_features.dedup();
-        Self { os: normalize_os(&self.os), architecture, variant, os_version: self.os_version.clone(), os_features }
+        Self {
+            os: normalize_os(&self.os),
+            architecture,
+            variant,
+            os_version: self.os_version.clone(),
+            os_features,
+        }
     }
 
     /// Parses `os`, `arch`, `os/arch` or `os/arch/variant`, with `os(version+feature)` allowed.
@@ -82,7 +125,8 @@ impl Platform {
         }
         let parts: Vec<&str> = text.split('/').collect();
         let valid = |part: &str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+            !part.is_empty()
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
         };
         let (os, options) = match parts[0].split_once('(') {
             Some((os, rest)) => match rest.strip_suffix(')') {
@@ -92,7 +136,9 @@ impl Platform {
             None => (parts[0], ""),
         };
         if !valid(os) || parts[1..].iter().any(|part| !valid(part)) {
-            return fail("a platform is os, arch, os/arch or os/arch/variant in letters, digits, `_`, `.`, `-`");
+            return fail(
+                "a platform is os, arch, os/arch or os/arch/variant in letters, digits, `_`, `.`, `-`",
+            );
         }
         let mut platform = Self::default();
         if let Some((version, features)) = options.split_once('+') {
@@ -113,7 +159,11 @@ impl Platform {
                 let (architecture, variant) = normalize_arch(os, "");
                 if KNOWN_ARCH.contains(&architecture.as_str()) {
                     platform.os = Self::host().os;
-                    platform.variant = if architecture == "arm" && variant == "v7" { String::new() } else { variant };
+                    platform.variant = if architecture == "arm" && variant == "v7" {
+                        String::new()
+                    } else {
+                        variant
+                    };
                     platform.architecture = architecture;
                     return Ok(platform);
                 }
@@ -171,7 +221,9 @@ impl Platform {
         have.os == want.os
             && have.architecture == want.architecture
             && have.variant == want.variant
-            && (want.os_version.is_empty() || have.os_version.is_empty() || have.os_version == want.os_version)
+            && (want.os_version.is_empty()
+                || have.os_version.is_empty()
+                || have.os_version == want.os_version)
     }
 
     /// Position of `self` in the list of what a machine for `wanted` can run, best first: a higher
@@ -200,7 +252,9 @@ impl Platform {
                 list.push(with("386", ""));
             }
             "arm" => {
-                list.extend((5..level.unwrap_or(7)).rev().map(|lower| with("arm", &format!("v{lower}"))));
+                list.extend(
+                    (5..level.unwrap_or(7)).rev().map(|lower| with("arm", &format!("v{lower}"))),
+                );
             }
             "arm64" => {
                 if let Some(level) = level.filter(|level| *level > 8) {
@@ -236,7 +290,9 @@ pub fn normalize_arch(architecture: &str, variant: &str) -> (String, String) {
     let variant = variant.to_ascii_lowercase();
     let (architecture, variant) = match architecture.as_str() {
         "i386" => ("386", ""),
-        "x86_64" | "x86-64" | "amd64" => ("amd64", if variant == "v1" { "" } else { variant.as_str() }),
+        "x86_64" | "x86-64" | "amd64" => {
+            ("amd64", if variant == "v1" { "" } else { variant.as_str() })
+        }
         "aarch64" | "arm64" => match variant.as_str() {
             "8" | "v8" | "v8.0" => ("arm64", ""),
             "9" | "9.0" | "v9.0" => ("arm64", "v9"),
@@ -257,11 +313,19 @@ pub fn normalize_arch(architecture: &str, variant: &str) -> (String, String) {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('%', "%25").replace('+', "%2B").replace('(', "%28").replace(')', "%29").replace('/', "%2F")
+    text.replace('%', "%25")
+        .replace('+', "%2B")
+        .replace('(', "%28")
+        .replace(')', "%29")
+        .replace('/', "%2F")
 }
 
 fn unescape(text: &str) -> String {
-    text.replace("%2F", "/").replace("%29", ")").replace("%28", "(").replace("%2B", "+").replace("%25", "%")
+    text.replace("%2F", "/")
+        .replace("%29", ")")
+        .replace("%28", "(")
+        .replace("%2B", "+")
+        .replace("%25", "%")
 }
 
 #[cfg(test)]

@@ -1,4 +1,15 @@
-//! The low-level build graph.
+//! The low-level build graph: its messages, their canonical encoding, checked parsing and building.
+//!
+//! A client sends a [`pb::Definition`]; [`Definition::parse`] checks it and names each vertex by the
+//! digest of its canonical encoding. This crate does no IO and knows neither cache nor transport:
+//! frontends in Rust need it alone.
+
+pub mod definition;
+pub mod dump;
+pub mod encode;
+pub mod name;
+
+pub use definition::{Definition, DefinitionError, Edge, ParseOptions, Vertex};
 
 /// Graph messages, generated from `proto/llb/ops.proto`.
 #[allow(missing_docs, clippy::all)]
