@@ -35,7 +35,7 @@ pub struct ErrorSource {
 /// A typed detail of an error: the payload is JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorDetail {
-    /// E.g. `github.com/moby/buildkit/errdefs/errdefs.Subrequest+json`.
+    /// E.g. `github.com/moby/buildkit/errdefs.Subrequest+json`.
     pub type_url: String,
     /// JSON text.
     pub value: Bytes,
