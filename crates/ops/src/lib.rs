@@ -1,1 +1,6 @@
-//! TODO
+//! Binds graph ops to the machine.
+
+mod exec;
+mod file;
+pub mod key;
+mod keyjson;
