@@ -1,0 +1,1 @@
+//! Layers as full copies, for file systems without overlay.
