@@ -1,0 +1,104 @@
+//! The way to registries: one trait, the real client, and what it needs to know of hosts and
+//! users.
+//!
+//! A [`Client`] lives as long as the daemon and owns connections, limits and the token cache.
+//! [`Client::session`] binds it to whoever's credentials a build may use; that is a [`Registry`].
+
+mod credentials;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use credentials::{
+    Anonymous, Credentials, CredentialsError, FetchedToken, Login, StaticLogin, TokenRequest,
+};
+
+use crate::{BlobStream, Descriptor, Provider, Reference, Result};
+
+/// Images by name, somewhere else. Implemented by [`Remote`] (HTTP) and [`crate::memory::Memory`].
+///
+/// Bytes are returned as they are stored: manifests checked against the descriptor's digest, blob
+/// streams to be checked by the reader ([`crate::content::verified`]). All calls may run at once.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// Descriptor of the manifest or index that `reference` leads to.
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor>;
+
+    /// Body of a manifest or index, checked against its digest.
+    async fn manifest(&self, repository: &Reference, manifest: &Descriptor) -> Result<Bytes>;
+
+    /// Streams a blob from `offset` on.
+    async fn blob(
+        &self,
+        repository: &Reference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream>;
+
+    /// Makes sure the repository has the blob: checks, mounts from one of `mount_from` (other
+    /// repositories of the same host), or uploads what `from` provides.
+    async fn push_blob(
+        &self,
+        repository: &Reference,
+        blob: &Descriptor,
+        from: &dyn Provider,
+        mount_from: &[Reference],
+    ) -> Result<Pushed>;
+
+    /// Stores a manifest or index under the tag of `reference`, or under its digest alone if
+    /// there is none.
+    async fn push_manifest(
+        &self,
+        reference: &Reference,
+        manifest: &Descriptor,
+        body: Bytes,
+    ) -> Result<()>;
+
+    /// All tags of the repository, sorted.
+    async fn tags(&self, repository: &Reference) -> Result<Vec<String>>;
+
+    /// Manifests whose subject is `subject`'s digest, of one artifact type if given.
+    async fn referrers(
+        &self,
+        repository: &Reference,
+        subject: base::Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>>;
+}
+
+/// What [`Registry::push_blob`] had to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pushed {
+    /// It was there.
+    Exists,
+    /// The registry took it from this repository.
+    Mounted(Reference),
+    /// It was sent.
+    Uploaded,
+}
+
+/// The blobs of one repository as a [`Provider`].
+pub struct RepositoryProvider {
+    registry: Arc<dyn Registry>,
+    repository: Reference,
+}
+
+impl RepositoryProvider {
+    /// Blobs of `repository`.
+    pub fn new(registry: Arc<dyn Registry>, repository: Reference) -> Self {
+        Self { registry, repository }
+    }
+}
+
+#[async_trait]
+impl Provider for RepositoryProvider {
+    async fn open(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream> {
+        self.registry.blob(&self.repository, blob, offset).await
+    }
+
+    fn describe(&self) -> String {
+        self.repository.repository()
+    }
+}
