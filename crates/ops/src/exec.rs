@@ -40,7 +40,11 @@ struct Key {
 }
 
 /// Source: cache key notes §4.4.
-pub(crate) fn cache_map(op: &pb::ExecOp, platform: &Platform, inputs: usize) -> Result<CacheMap, KeyError> {
+pub(crate) fn cache_map(
+    op: &pb::ExecOp,
+    platform: &Platform,
+    inputs: usize,
+) -> Result<CacheMap, KeyError> {
     let mut exec = keyjson::Exec::from(op);
     if let Some(meta) = &mut exec.meta {
         for host in &mut meta.extra_hosts {
@@ -50,8 +54,8 @@ pub(crate) fn cache_map(op: &pb::ExecOp, platform: &Platform, inputs: usize) -> 
     for mount in &mut exec.mounts {
         mount.selector.clear();
         if let Some(cache) = &mut mount.cache {
-            let default_id =
-                cache.id == mount.dest || cache.id.split_once('/').is_some_and(|(_, rest)| rest == mount.dest);
+            let default_id = cache.id == mount.dest
+                || cache.id.split_once('/').is_some_and(|(_, rest)| rest == mount.dest);
             if cache.sharing != CacheSharingOpt::Shared as i32 || !default_id {
                 *cache = keyjson::Cache::default();
             }
@@ -85,8 +89,11 @@ fn input_keys(op: &pb::ExecOp, inputs: usize) -> Result<Vec<InputKey>, KeyError>
     let mut selectors: Vec<Vec<String>> = vec![Vec::new(); inputs];
     let mut by_content = vec![false; inputs];
     for mount in &op.mounts {
-        let no_input = matches!(mount.mount_type(), MountType::Secret | MountType::Ssh | MountType::Tmpfs);
-        let Some(input) = usize::try_from(mount.input).ok().filter(|input| !no_input && *input < inputs) else {
+        let no_input =
+            matches!(mount.mount_type(), MountType::Secret | MountType::Ssh | MountType::Tmpfs);
+        let Some(input) =
+            usize::try_from(mount.input).ok().filter(|input| !no_input && *input < inputs)
+        else {
             continue;
         };
         let selector = rooted(&mount.selector);
@@ -95,7 +102,9 @@ fn input_keys(op: &pb::ExecOp, inputs: usize) -> Result<Vec<InputKey>, KeyError>
         by_content[input] = match mount.content_cache() {
             MountContentCache::Off => false,
             MountContentCache::On if safe => true,
-            MountContentCache::On => return Err(KeyError::ContentCache { dest: mount.dest.clone() }),
+            MountContentCache::On => {
+                return Err(KeyError::ContentCache { dest: mount.dest.clone() });
+            }
             MountContentCache::Default => safe && mount.dest != "/",
         };
         selectors[input].push(selector);
@@ -109,7 +118,12 @@ fn input_keys(op: &pb::ExecOp, inputs: usize) -> Result<Vec<InputKey>, KeyError>
             if paths.iter().any(|path| path == "/") {
                 return vec![Selector::default()];
             }
-            reduce(paths.into_iter().map(|path| Selector { path, follow: true, ..Default::default() }).collect())
+            reduce(
+                paths
+                    .into_iter()
+                    .map(|path| Selector { path, follow: true, ..Default::default() })
+                    .collect(),
+            )
         });
         InputKey { selector, content, unlazy: true }
     });

@@ -54,7 +54,10 @@ pub(crate) fn cache_map(op: &pb::FileOp, inputs: usize) -> Result<CacheMap, KeyE
     let indexes = if usual_wiring(&op.actions) {
         Vec::new()
     } else {
-        op.actions.iter().map(|action| [action.input, action.secondary_input, action.output]).collect()
+        op.actions
+            .iter()
+            .map(|action| [action.input, action.secondary_input, action.output])
+            .collect()
     };
     let key = Key { kind: "buildkit.file.v0", actions, indexes };
     Ok(CacheMap { preimage: gojson::to_vec(&key), inputs: input_keys(op, inputs)? })
@@ -92,7 +95,9 @@ fn input_keys(op: &pb::FileOp, inputs: usize) -> Result<Vec<InputKey>, KeyError>
         };
         let Some(owner) = owner else { continue };
         for (side, file) in [(&owner.user, "/etc/passwd"), (&owner.group, "/etc/group")] {
-            let Some(pb::UserOpt { user: Some(pb::user_opt::User::ByName(named)) }) = side else { continue };
+            let Some(pb::UserOpt { user: Some(pb::user_opt::User::ByName(named)) }) = side else {
+                continue;
+            };
             if named.input < 0 {
                 continue;
             }
@@ -106,9 +111,14 @@ fn input_keys(op: &pb::FileOp, inputs: usize) -> Result<Vec<InputKey>, KeyError>
         let Some(selectors) = read.remove(&input).filter(|_| !written[input]) else {
             return InputKey { unlazy: true, ..InputKey::default() };
         };
-        let mut paths: Vec<&str> = selectors.iter().map(|selector| selector.path.as_str()).collect();
+        let mut paths: Vec<&str> =
+            selectors.iter().map(|selector| selector.path.as_str()).collect();
         paths.sort_unstable_by(|left, right| right.cmp(left));
-        InputKey { selector: Some(Digest::of(paths.join("\0"))), content: Some(reduce(selectors)), unlazy: true }
+        InputKey {
+            selector: Some(Digest::of(paths.join("\0"))),
+            content: Some(reduce(selectors)),
+            unlazy: true,
+        }
     });
     Ok(keys.collect())
 }

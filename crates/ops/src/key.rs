@@ -142,7 +142,11 @@ fn cover(paths: &mut Vec<Selector>) {
     let mut kept: Vec<Selector> = Vec::new();
     for selector in paths.drain(..) {
         let covered = kept.iter().any(|outer| {
-            let folder = if outer.path.ends_with('/') { outer.path.clone() } else { format!("{}/", outer.path) };
+            let folder = if outer.path.ends_with('/') {
+                outer.path.clone()
+            } else {
+                format!("{}/", outer.path)
+            };
             selector.path == outer.path || selector.path.starts_with(&folder)
         });
         if !covered {
@@ -155,7 +159,8 @@ fn cover(paths: &mut Vec<Selector>) {
 /// The reduced list a content function runs over. Source: cache key notes §4.6.
 pub(crate) fn reduce(selectors: Vec<Selector>) -> Vec<Selector> {
     let (plain, filtered): (Vec<_>, Vec<_>) = selectors.into_iter().partition(Selector::is_plain);
-    let (mut follow, mut stay): (Vec<_>, Vec<_>) = plain.into_iter().partition(|selector| selector.follow);
+    let (mut follow, mut stay): (Vec<_>, Vec<_>) =
+        plain.into_iter().partition(|selector| selector.follow);
     cover(&mut follow);
     cover(&mut stay);
     let mut all: Vec<Selector> = stay.into_iter().chain(follow).chain(filtered).collect();

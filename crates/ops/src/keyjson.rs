@@ -146,7 +146,10 @@ go_struct!(Diff { lower as "lower": Option<Side>, upper as "upper": Option<Side>
 go_struct!(Passthrough { id as "id": String, outputs as "outputs": Vec<i64> });
 
 /// An embedded definition is never read by the engine; its bytes are enough to tell two apart.
-fn definition_json<S: serde::Serializer>(definition: &Option<pb::Definition>, to: S) -> Result<S::Ok, S::Error> {
+fn definition_json<S: serde::Serializer>(
+    definition: &Option<pb::Definition>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Json<'a> {
         #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -168,7 +171,11 @@ impl From<&pb::ExecOp> for Exec {
             secretenv: op
                 .secretenv
                 .iter()
-                .map(|env| SecretEnv { id: env.id.clone(), name: env.name.clone(), optional: env.optional })
+                .map(|env| SecretEnv {
+                    id: env.id.clone(),
+                    name: env.name.clone(),
+                    optional: env.optional,
+                })
                 .collect(),
             cdi_devices: op
                 .cdi_devices
@@ -195,7 +202,11 @@ impl From<&pb::Meta> for Meta {
             ulimit: meta
                 .ulimit
                 .iter()
-                .map(|limit| Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+                .map(|limit| Ulimit {
+                    name: limit.name.clone(),
+                    soft: limit.soft,
+                    hard: limit.hard,
+                })
                 .collect(),
             cgroup_parent: meta.cgroup_parent.clone(),
             remove_mount_stubs_recursive: meta.remove_mount_stubs_recursive,
@@ -214,7 +225,10 @@ impl From<&pb::Mount> for Mount {
             readonly: mount.readonly,
             mount_type: mount.mount_type,
             tmpfs: mount.tmpfs_opt.as_ref().map(|tmpfs| Tmpfs { size: tmpfs.size }),
-            cache: mount.cache_opt.as_ref().map(|cache| Cache { id: cache.id.clone(), sharing: cache.sharing }),
+            cache: mount
+                .cache_opt
+                .as_ref()
+                .map(|cache| Cache { id: cache.id.clone(), sharing: cache.sharing }),
             secret: mount.secret_opt.as_ref().map(|secret| Secret {
                 id: secret.id.clone(),
                 uid: secret.uid,
@@ -307,9 +321,9 @@ impl From<&pb::ChownOpt> for Chown {
     fn from(chown: &pb::ChownOpt) -> Self {
         let holder = |user: &pb::UserOpt| UserHolder {
             user: user.user.as_ref().map(|user| match user {
-                pb::user_opt::User::ByName(named) => {
-                    User::ByName { name: NamedUser { name: named.name.clone(), input: named.input } }
-                }
+                pb::user_opt::User::ByName(named) => User::ByName {
+                    name: NamedUser { name: named.name.clone(), input: named.input },
+                },
                 pb::user_opt::User::ById(id) => User::ById { id: *id },
             }),
         };
@@ -321,7 +335,11 @@ impl From<&pb::BuildOp> for Build {
     fn from(op: &pb::BuildOp) -> Self {
         Self {
             builder: op.builder,
-            inputs: op.inputs.iter().map(|(name, side)| (name.clone(), Side { input: side.input })).collect(),
+            inputs: op
+                .inputs
+                .iter()
+                .map(|(name, side)| (name.clone(), Side { input: side.input }))
+                .collect(),
             def: op.def.clone(),
             attrs: op.attrs.clone(),
         }

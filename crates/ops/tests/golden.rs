@@ -16,7 +16,8 @@ fn recorded_cache_maps_are_reproduced() {
         if path.extension().is_none_or(|extension| extension != "pb") {
             continue;
         }
-        let expected: Value = serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
+        let expected: Value =
+            serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
         let wire = pb::Definition::decode(fs::read(&path).unwrap().as_slice()).unwrap();
         let platform = Platform::new("linux", "amd64");
         let options = ParseOptions { default_platform: &platform, capabilities: None };
@@ -27,7 +28,9 @@ fn recorded_cache_maps_are_reproduced() {
                 continue;
             }
             let digest = vertex["vertex_digest"].as_str().unwrap();
-            let Some(ours) = parsed.vertices().iter().find(|ours| ours.digest.to_string() == digest) else {
+            let Some(ours) =
+                parsed.vertices().iter().find(|ours| ours.digest.to_string() == digest)
+            else {
                 continue;
             };
             let map = ops::key::cache_map(ours).expect("only sources lack a map").unwrap();
@@ -36,7 +39,11 @@ fn recorded_cache_maps_are_reproduced() {
             if recorded["preimage"].as_str().is_some_and(|text| text != preimage)
                 || recorded["digest"].as_str() != Some(&map.digest().to_string())
             {
-                failures.push(format!("{}: ours {preimage}\n  recorded {}", path.display(), recorded["preimage"]));
+                failures.push(format!(
+                    "{}: ours {preimage}\n  recorded {}",
+                    path.display(),
+                    recorded["preimage"]
+                ));
             }
             let deps = recorded["deps"].as_array().unwrap();
             assert_eq!(deps.len(), map.inputs.len());

@@ -1,0 +1,165 @@
+//! Errors between their typed form and gRPC statuses.
+//!
+//! Details travel as JSON inside `Any`, named by Go type paths; clients print Dockerfile lines from
+//! them. Unknown details are passed on unchanged. Source: control notes §13.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use frontend_api::{Code, ErrorDetail, ErrorSource, FrontendError};
+use llb::pb;
+use prost::Message as _;
+use proto::google::rpc;
+use serde_json::{Map, Value, json};
+
+const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
+const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
+
+/// A status for the wire, with all details.
+pub fn to_tonic(error: &FrontendError) -> tonic::Status {
+    let status = to_wire(error);
+    tonic::Status::with_details(
+        tonic::Code::from_i32(status.code),
+        status.message.clone(),
+        Bytes::from(status.encode_to_vec()),
+    )
+}
+
+/// As the message that history records and `Return` carry.
+pub fn to_wire(error: &FrontendError) -> rpc::Status {
+    let mut details = Vec::new();
+    if !error.vertex.is_empty() {
+        details.push(any(VERTEX, &json!({"digest": error.vertex})));
+    }
+    details.extend(error.sources.iter().map(|source| any(SOURCE, &source_json(source))));
+    details.extend(error.details.iter().map(|detail| prost_types::Any {
+        type_url: detail.type_url.clone(),
+        value: detail.value.to_vec(),
+    }));
+    rpc::Status { code: error.code as i32, message: error.message.clone(), details }
+}
+
+/// From a status message; sources and vertex become typed again.
+pub fn from_wire(status: &rpc::Status) -> FrontendError {
+    let mut error = FrontendError::with_code(Code::from_i32(status.code), status.message.clone());
+    for detail in &status.details {
+        let json: Option<Value> = serde_json::from_slice(&detail.value).ok();
+        match (detail.type_url.as_str(), json) {
+            (VERTEX, Some(json)) if error.vertex.is_empty() => {
+                error.vertex = json["digest"].as_str().unwrap_or_default().to_owned();
+            }
+            (SOURCE, Some(json)) => match source_from_json(&json) {
+                Some(source) => error.sources.push(source),
+                None => error.details.push(kept(detail)),
+            },
+            _ => error.details.push(kept(detail)),
+        }
+    }
+    error
+}
+
+fn kept(detail: &prost_types::Any) -> ErrorDetail {
+    ErrorDetail { type_url: detail.type_url.clone(), value: detail.value.clone().into() }
+}
+
+fn any(type_url: &str, value: &Value) -> prost_types::Any {
+    prost_types::Any { type_url: type_url.to_owned(), value: base::gojson::to_vec(value) }
+}
+
+fn source_json(source: &ErrorSource) -> Value {
+    let mut info = Map::new();
+    if !source.info.filename.is_empty() {
+        info.insert("filename".into(), source.info.filename.clone().into());
+    }
+    if !source.info.data.is_empty() {
+        info.insert("data".into(), STANDARD.encode(&source.info.data).into());
+    }
+    if let Some(definition) = &source.info.definition {
+        let def: Vec<Value> = definition.def.iter().map(|op| STANDARD.encode(op).into()).collect();
+        info.insert("definition".into(), json!({"def": def}));
+    }
+    if !source.info.language.is_empty() {
+        info.insert("language".into(), source.info.language.clone().into());
+    }
+    let ranges: Vec<Value> = source.ranges.iter().map(range_json).collect();
+    let mut json = Map::new();
+    json.insert("info".into(), info.into());
+    if !ranges.is_empty() {
+        json.insert("ranges".into(), ranges.into());
+    }
+    json.into()
+}
+
+fn range_json(range: &pb::Range) -> Value {
+    let position = |position: &Option<pb::Position>| {
+        let mut json = Map::new();
+        let position = position.unwrap_or_default();
+        if position.line != 0 {
+            json.insert("line".into(), position.line.into());
+        }
+        if position.character != 0 {
+            json.insert("character".into(), position.character.into());
+        }
+        Value::from(json)
+    };
+    json!({"start": position(&range.start), "end": position(&range.end)})
+}
+
+fn source_from_json(json: &Value) -> Option<ErrorSource> {
+    let info = &json["info"];
+    let definition = info["definition"]["def"].as_array().map(|ops| pb::Definition {
+        def: ops
+            .iter()
+            .filter_map(|op| STANDARD.decode(op.as_str()?).ok().map(Bytes::from))
+            .collect(),
+        ..Default::default()
+    });
+    let info = pb::SourceInfo {
+        filename: info["filename"].as_str().unwrap_or_default().to_owned(),
+        data: match info["data"].as_str() {
+            Some(text) => STANDARD.decode(text).ok()?.into(),
+            None => Bytes::new(),
+        },
+        definition,
+        language: info["language"].as_str().unwrap_or_default().to_owned(),
+    };
+    let position = |json: &Value| {
+        let number =
+            |name: &str| json[name].as_i64().and_then(|n| i32::try_from(n).ok()).unwrap_or(0);
+        Some(pb::Position { line: number("line"), character: number("character") })
+    };
+    let ranges = json["ranges"].as_array().map_or_else(Vec::new, |ranges| {
+        ranges
+            .iter()
+            .map(|range| pb::Range {
+                start: position(&range["start"]),
+                end: position(&range["end"]),
+            })
+            .collect()
+    });
+    Some(ErrorSource { info, ranges })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_survive_the_wire() {
+        let info = pb::SourceInfo {
+            filename: "Dockerfile".into(),
+            data: "FROM x".into(),
+            ..Default::default()
+        };
+        let at = |line| Some(pb::Position { line, character: 0 });
+        let error =
+            FrontendError { vertex: "sha256:1".into(), ..FrontendError::new("no such thing") }
+                .at(info, vec![pb::Range { start: at(2), end: at(3) }])
+                .detail("other+json", "{}");
+        let again = from_wire(&to_wire(&error));
+        assert_eq!(again.sources, error.sources);
+        assert_eq!(
+            (again.vertex, again.details, again.message),
+            (error.vertex, error.details, error.message)
+        );
+    }
+}
