@@ -4,6 +4,7 @@
 //! digest of its canonical encoding. This crate does no IO and knows neither cache nor transport:
 //! frontends in Rust need it alone.
 
+pub mod build;
 pub mod definition;
 pub mod dump;
 pub mod encode;
