@@ -1,0 +1,11 @@
+//! Registry credentials from docker's configuration, served to the daemon.
+//!
+//! The daemon asks per registry host. Passwords leave this process only when a registry wants basic
+//! authentication; otherwise the token is fetched here and only the token travels.
+
+mod config;
+mod provider;
+mod token;
+
+pub use config::{AuthEntry, DockerConfig};
+pub use provider::AuthProvider;
