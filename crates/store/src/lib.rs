@@ -1,1 +1,45 @@
-//! TODO
+//! The store: records of file trees, blobs, images and small tables; durable, exact, bounded.
+//!
+//! A [`Store`] owns one state folder. Trees are *records* ([`Ref`], [`MutRef`]) made of layers of
+//! the snapshot driver; bytes are *blobs* of [`Content`]; names are [`Images`]; everything others
+//! want remembered goes to a [`Table`]. Holding a handle keeps the data; what nobody holds or
+//! names is garbage for [`Store::prune`] and the policies.
+//!
+//! Invariant: data is on disk before the record that names it. A crash loses the last moments,
+//! never consistency.
+
+mod blobs;
+mod compose;
+mod content;
+mod error;
+mod filter;
+mod gc;
+mod images;
+mod keys;
+mod layers;
+mod lock;
+mod meta;
+mod model;
+mod pull;
+mod record;
+mod recover;
+mod state;
+mod store;
+mod table;
+mod usage;
+mod verify;
+
+pub use blobs::{BlobOptions, LayerBlob};
+pub use content::{Blob, Content, ContentReader, ContentWriter};
+pub use error::{BoxError, StoreError};
+pub use filter::{Fields, Filter};
+pub use gc::{GcPolicy, Pressure, Pruned, PruneOptions, Reservation, default_policies};
+pub use images::Images;
+pub use model::{BlobInfo, Image, RecordId, RecordKind};
+pub use pull::{ImageLayer, ImageLayers, LayerProgress, LayerStage, no_progress};
+pub use record::{MutRef, NewRecord, Ref};
+pub use recover::Recovery;
+pub use store::{Config, Overhead, Store};
+pub use table::Table;
+pub use usage::Usage;
+pub use verify::Verified;

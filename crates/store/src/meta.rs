@@ -1,0 +1,426 @@
+//! The metadata database: one redb file, one thread that commits in groups.
+//!
+//! A change is visible to readers of this process at once (it waits in memory in front of the
+//! database) and on disk a fraction of a second later: the thread takes everything that waits,
+//! makes the data it names durable with one `syncfs`, then commits it in one transaction. So a
+//! crash loses the last moments, never order: what a committed record names is on disk.
+//! [`Meta::flush`] waits until all earlier changes are on disk.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use redb::{Database, Durability, ReadableDatabase as _, TableDefinition};
+use tokio::sync::oneshot;
+
+use crate::{StoreError, error::Doing as _};
+
+/// How long changes gather before they are committed.
+const GATHER: Duration = Duration::from_millis(250);
+/// After a slow sync the next waits this many times as long, so that syncing never takes more
+/// than a fraction of the disk's time.
+const REST: u32 = 4;
+/// Pause before a failed commit is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Page cache of the database: metadata is read once at start and rarely after.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// The tables; the number is the first byte of nothing on disk, names are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum T {
+    Info,
+    Records,
+    Layers,
+    Content,
+    Images,
+    Indexes,
+    Solver,
+    Values,
+}
+
+impl T {
+    const ALL: [T; 8] = [
+        T::Info,
+        T::Records,
+        T::Layers,
+        T::Content,
+        T::Images,
+        T::Indexes,
+        T::Solver,
+        T::Values,
+    ];
+
+    fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+        TableDefinition::new(match self {
+            T::Info => "info",
+            T::Records => "records",
+            T::Layers => "layers",
+            T::Content => "content",
+            T::Images => "images",
+            T::Indexes => "indexes",
+            T::Solver => "solver",
+            T::Values => "values",
+        })
+    }
+}
+
+type Key = (T, Vec<u8>);
+type Changes = BTreeMap<Key, Option<Bytes>>;
+
+/// What waits to be committed.
+#[derive(Default)]
+struct Queue {
+    waiting: Changes,
+    /// The batch the thread is working on; still in front of the database for readers.
+    committing: Arc<Changes>,
+    /// When the oldest waiting change came.
+    since: Option<Instant>,
+    flushes: Vec<oneshot::Sender<Result<(), String>>>,
+    stop: Option<Stop>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Commit what waits, then end.
+    Gently,
+    /// End as a killed process would (tests).
+    AsKilled,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    database: Mutex<Arc<Database>>,
+    path: PathBuf,
+    /// An open file on each file system that holds data.
+    disks: Vec<File>,
+}
+
+/// The open database.
+pub(crate) struct Meta {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Meta {
+    /// Opens or creates the database at `path`. Data named by changes lies on `disks`.
+    pub(crate) fn open(path: &Path, disks: Vec<File>) -> Result<Self, StoreError> {
+        let database = open_database(path)?;
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            database: Mutex::new(Arc::new(database)),
+            path: path.to_owned(),
+            disks,
+        });
+        let thread = std::thread::Builder::new()
+            .name("store-meta".into())
+            .spawn({
+                let shared = shared.clone();
+                move || shared.run()
+            })
+            .doing(|| "start the metadata thread".into())?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Puts `value` under `key`, or removes the key.
+    pub(crate) fn set(&self, table: T, key: impl Into<Vec<u8>>, value: Option<Bytes>) {
+        self.set_all([(table, key.into(), value)]);
+    }
+
+    /// Several changes that reach the disk together.
+    pub(crate) fn set_all(&self, changes: impl IntoIterator<Item = (T, Vec<u8>, Option<Bytes>)>) {
+        let mut queue = self.shared.queue.lock().unwrap();
+        for (table, key, value) in changes {
+            queue.waiting.insert((table, key), value);
+        }
+        if !queue.waiting.is_empty() && queue.since.is_none() {
+            queue.since = Some(Instant::now());
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// Reads one value, as the latest change left it.
+    pub(crate) fn get(&self, table: T, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        {
+            let queue = self.shared.queue.lock().unwrap();
+            let full = (table, key.to_vec());
+            if let Some(value) =
+                queue.waiting.get(&full).or_else(|| queue.committing.get(&full))
+            {
+                return Ok(value.clone());
+            }
+        }
+        let read = self.shared.database().begin_read().map_err(meta)?;
+        let table = match read.open_table(table.definition()) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(meta(error)),
+        };
+        let value = table.get(key).map_err(meta)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
+    }
+
+    /// All entries whose keys start with `prefix`, in key order.
+    pub(crate) fn scan(
+        &self,
+        table: T,
+        prefix: &[u8],
+    ) -> Result<Vec<(Vec<u8>, Bytes)>, StoreError> {
+        // The overlay is read first: a batch that is committed in between shows up in both.
+        let overlay: Changes = {
+            let queue = self.shared.queue.lock().unwrap();
+            let committing = select(&queue.committing, table, prefix);
+            let mut overlay: Changes =
+                committing.map(|(key, value)| (key.clone(), value.clone())).collect();
+            let waiting = select(&queue.waiting, table, prefix);
+            overlay.extend(waiting.map(|(key, value)| (key.clone(), value.clone())));
+            overlay
+        };
+        let mut found = BTreeMap::new();
+        let read = self.shared.database().begin_read().map_err(meta)?;
+        match read.open_table(table.definition()) {
+            Ok(table) => {
+                for entry in table.range(prefix..).map_err(meta)? {
+                    let (key, value) = entry.map_err(meta)?;
+                    if !key.value().starts_with(prefix) {
+                        break;
+                    }
+                    found.insert(key.value().to_vec(), Bytes::copy_from_slice(value.value()));
+                }
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(meta(error)),
+        }
+        for ((_, key), value) in overlay {
+            match value {
+                Some(value) => _ = found.insert(key, value),
+                None => _ = found.remove(&key),
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// Waits until every change made so far, and the data it names, is on disk.
+    pub(crate) async fn flush(&self) -> Result<(), StoreError> {
+        let done = self.ask_flush();
+        finish_flush(done.await)
+    }
+
+    /// [`flush`](Self::flush) for threads outside a runtime.
+    pub(crate) fn flush_blocking(&self) -> Result<(), StoreError> {
+        let done = self.ask_flush();
+        finish_flush(done.blocking_recv())
+    }
+
+    fn ask_flush(&self) -> oneshot::Receiver<Result<(), String>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut queue = self.shared.queue.lock().unwrap();
+        if queue.stop.is_none() {
+            queue.flushes.push(sender);
+            self.shared.wake.notify_one();
+        }
+        receiver
+    }
+
+    /// Commits what waits and ends the thread.
+    pub(crate) fn close(&self) {
+        self.stop(Stop::Gently);
+    }
+
+    /// Ends without committing, as a killed process would.
+    pub(crate) fn kill(&self) {
+        self.stop(Stop::AsKilled);
+    }
+
+    fn stop(&self, how: Stop) {
+        self.shared.queue.lock().unwrap().stop.get_or_insert(how);
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.lock().unwrap().take() {
+            _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Meta {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn finish_flush(
+    answer: Result<Result<(), String>, oneshot::error::RecvError>,
+) -> Result<(), StoreError> {
+    match answer {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(text)) if text.contains(NO_SPACE) => {
+            Err(StoreError::NoSpace { doing: "commit metadata".into() })
+        }
+        Ok(Err(text)) => Err(StoreError::Meta(text)),
+        Err(_) => Err(StoreError::Closed),
+    }
+}
+
+const NO_SPACE: &str = "no space left";
+
+fn select<'a>(
+    changes: &'a Changes,
+    table: T,
+    prefix: &'a [u8],
+) -> impl Iterator<Item = (&'a Key, &'a Option<Bytes>)> {
+    let from = (table, prefix.to_vec());
+    changes
+        .range((Bound::Included(from), Bound::Unbounded))
+        .take_while(move |((at, key), _)| *at == table && key.starts_with(prefix))
+}
+
+impl Shared {
+    fn database(&self) -> Arc<Database> {
+        self.database.lock().unwrap().clone()
+    }
+
+    /// The thread: gather, sync, commit, tell.
+    fn run(&self) {
+        let mut rest_until = Instant::now();
+        loop {
+            let Some((batch, flushes, last)) = self.next_batch(rest_until) else { return };
+            let started = Instant::now();
+            let outcome = self.commit(&batch);
+            rest_until = Instant::now() + started.elapsed() * REST;
+            let mut queue = self.queue.lock().unwrap();
+            queue.committing = Arc::default();
+            if let Err(text) = &outcome {
+                tracing::error!("commit metadata: {text}");
+                // Nothing is lost: the batch waits again, behind newer changes of the same keys.
+                let newer = std::mem::take(&mut queue.waiting);
+                queue.waiting = Arc::unwrap_or_clone(batch);
+                queue.waiting.extend(newer);
+                queue.since = Some(Instant::now());
+                rest_until = Instant::now() + RETRY;
+            }
+            drop(queue);
+            for flush in flushes {
+                _ = flush.send(outcome.clone());
+            }
+            if last {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the next batch; `None` ends the thread at once.
+    fn next_batch(
+        &self,
+        rest_until: Instant,
+    ) -> Option<(Arc<Changes>, Vec<oneshot::Sender<Result<(), String>>>, bool)> {
+        let mut queue = self.queue.lock().unwrap();
+        loop {
+            let now = Instant::now();
+            let due = queue.since.map(|since| (since + GATHER).max(rest_until));
+            match queue.stop {
+                Some(Stop::AsKilled) => return None,
+                Some(Stop::Gently) => break,
+                None if !queue.flushes.is_empty() => break,
+                None => {}
+            }
+            queue = match due {
+                Some(due) if due <= now => break,
+                Some(due) => self.wake.wait_timeout(queue, due - now).unwrap().0,
+                None => self.wake.wait(queue).unwrap(),
+            };
+        }
+        queue.since = None;
+        queue.committing = Arc::new(std::mem::take(&mut queue.waiting));
+        let flushes = std::mem::take(&mut queue.flushes);
+        Some((queue.committing.clone(), flushes, queue.stop.is_some()))
+    }
+
+    fn commit(&self, batch: &Changes) -> Result<(), String> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for disk in &self.disks {
+            rustix::fs::syncfs(disk).map_err(|errno| describe(&errno.into()))?;
+        }
+        let outcome = write(&self.database(), batch);
+        if outcome.is_err() {
+            // After a failed write redb refuses all further ones until it is opened anew.
+            self.reopen();
+        }
+        outcome
+    }
+
+    fn reopen(&self) {
+        let mut database = self.database.lock().unwrap();
+        // The file is locked by the open database, which readers may still hold for a moment.
+        let temporary = Database::builder()
+            .create_with_backend(redb::backends::InMemoryBackend::new())
+            .expect("a database in memory needs no IO");
+        drop(std::mem::replace(&mut *database, Arc::new(temporary)));
+        for _ in 0..50 {
+            match open_database(&self.path) {
+                Ok(reopened) => {
+                    *database = Arc::new(reopened);
+                    return;
+                }
+                Err(error) => tracing::warn!("reopen metadata: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn write(database: &Database, batch: &Changes) -> Result<(), String> {
+    let mut transaction = database.begin_write().map_err(text)?;
+    // Quick repair keeps the free-space map in every commit: reopening after a crash needs no walk.
+    transaction.set_quick_repair(true);
+    transaction.set_durability(Durability::Immediate).map_err(text)?;
+    for table in T::ALL {
+        let mut changes = select(batch, table, &[]).peekable();
+        if changes.peek().is_none() {
+            continue;
+        }
+        let mut open = transaction.open_table(table.definition()).map_err(text)?;
+        for ((_, key), value) in changes {
+            match value {
+                Some(value) => _ = open.insert(&key[..], &value[..]).map_err(text)?,
+                None => _ = open.remove(&key[..]).map_err(text)?,
+            }
+        }
+    }
+    transaction.commit().map_err(text)
+}
+
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+        redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+            StoreError::io(format!("open metadata {}", path.display()), source)
+        }
+        error => StoreError::Meta(format!("open {}: {error}", path.display())),
+    })
+}
+
+fn meta(error: impl Into<redb::Error>) -> StoreError {
+    match error.into() {
+        redb::Error::Io(source) => StoreError::io("read metadata", source),
+        error => StoreError::Meta(error.to_string()),
+    }
+}
+
+fn text(error: impl Into<redb::Error>) -> String {
+    match error.into() {
+        redb::Error::Io(source) => describe(&source),
+        error => error.to_string(),
+    }
+}
+
+fn describe(error: &std::io::Error) -> String {
+    if crate::error::is_full(error) { NO_SPACE.into() } else { error.to_string() }
+}
