@@ -20,6 +20,12 @@ pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
 }
 
+/// Parses a date as in HTTP headers (`Wed, 21 Oct 2015 07:28:00 GMT`); `None` if it is not that.
+pub fn parse_http_date(text: &str) -> Option<SystemTime> {
+    let form = &time::format_description::well_known::Rfc2822;
+    OffsetDateTime::parse(text, form).ok().map(SystemTime::from)
+}
+
 /// The instant `nanos` nanoseconds after (or before) the Unix epoch.
 pub fn from_unix_nanos(nanos: i64) -> SystemTime {
     let distance = Duration::from_nanos(nanos.unsigned_abs());

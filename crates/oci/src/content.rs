@@ -72,6 +72,23 @@ pub fn into_reader(stream: BlobStream) -> impl tokio::io::AsyncBufRead + Send + 
     tokio_util::io::StreamReader::new(stream)
 }
 
+/// The first `length` bytes of a stream.
+pub fn take(inner: BlobStream, length: u64) -> BlobStream {
+    let state = (inner, length);
+    futures_util::stream::unfold(state, |(mut inner, left)| async move {
+        if left == 0 {
+            return None;
+        }
+        let piece = inner.next().await?.map(|piece| {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            piece.slice(..piece.len().min(most))
+        });
+        let left = left - piece.as_ref().map_or(left, |piece| piece.len() as u64);
+        Some((piece, (inner, left)))
+    })
+    .boxed()
+}
+
 struct Verify {
     what: String,
     expected: Digest,
@@ -136,7 +153,8 @@ mod tests {
 
     async fn check(promised: &[u8], sent: &[&'static str]) -> String {
         let blob = Descriptor::of("x", promised);
-        let pieces: Vec<_> = sent.iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes()))).collect();
+        let pieces: Vec<_> =
+            sent.iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes()))).collect();
         let mut stream = verified("b".into(), &blob, futures_util::stream::iter(pieces).boxed());
         let mut text = String::new();
         while let Some(piece) = stream.next().await {
@@ -159,6 +177,10 @@ mod tests {
             check(b"hello", &["hello", "!"]).await,
             "b arrived damaged: expected 5 bytes, got more"
         );
-        assert!(check(b"hello", &["hellx"]).await.starts_with("b arrived damaged: expected D, got sha256:"));
+        assert!(
+            check(b"hello", &["hellx"])
+                .await
+                .starts_with("b arrived damaged: expected D, got sha256:")
+        );
     }
 }

@@ -10,6 +10,7 @@ pub mod config;
 pub mod content;
 mod error;
 pub mod media;
+pub mod memory;
 pub mod reference;
 pub mod registry;
 pub mod select;

@@ -139,7 +139,9 @@ pub fn detect_manifest(body: &[u8]) -> Option<String> {
     match (shape.schema_version, shape.manifests, shape.config, shape.layers, shape.fs_layers) {
         (1, ..) | (_, None, None, None, Some(_)) => Some(DOCKER_MANIFEST_V1.to_owned()),
         (_, Some(_), None, None, None) => Some(OCI_INDEX.to_owned()),
-        (_, None, Some(_), _, None) | (_, None, None, Some(_), None) => Some(OCI_MANIFEST.to_owned()),
+        (_, None, Some(_), _, None) | (_, None, None, Some(_), None) => {
+            Some(OCI_MANIFEST.to_owned())
+        }
         _ => None,
     }
 }

@@ -44,7 +44,9 @@ pub enum ParseReferenceError {
     #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
     Identifier(String),
     /// A digest that is not sha256, or malformed.
-    #[error("invalid reference format: `{0}`: unsupported or malformed digest, expected sha256:<64 hex digits>")]
+    #[error(
+        "invalid reference format: `{0}`: unsupported or malformed digest, expected sha256:<64 hex digits>"
+    )]
     Digest(String),
 }
 
@@ -52,7 +54,9 @@ impl Reference {
     /// Parses a name as people write it, completing registry and `library/`. The tag stays absent
     /// if it is absent; see [`Reference::with_default_tag`].
     pub fn parse(text: &str) -> Result<Self, ParseReferenceError> {
-        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if text.len() == 64
+            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             return Err(ParseReferenceError::Identifier(text.into()));
         }
         let (domain, rest) = split_domain(text);
@@ -250,7 +254,8 @@ fn valid_domain(domain: &str) -> bool {
     let (host, port) = match domain.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((address, rest)) => {
-                if !address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') || address.is_empty()
+                if !address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':')
+                    || address.is_empty()
                 {
                     return false;
                 }

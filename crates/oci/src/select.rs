@@ -45,10 +45,18 @@ mod tests {
             ..Descriptor::of(media::OCI_MANIFEST, platform.as_bytes())
         };
         let mut attestation = entry("linux/amd64");
-        attestation.annotations.insert(ANNOTATION_REFERENCE_TYPE.into(), "attestation-manifest".into());
+        attestation
+            .annotations
+            .insert(ANNOTATION_REFERENCE_TYPE.into(), "attestation-manifest".into());
         let index = Index::new(
             true,
-            vec![attestation, entry("linux/386"), entry("linux/arm/v6"), entry("linux/arm/v7"), entry("linux/amd64")],
+            vec![
+                attestation,
+                entry("linux/386"),
+                entry("linux/arm/v6"),
+                entry("linux/arm/v7"),
+                entry("linux/amd64"),
+            ],
         );
         let pick = |wanted: &str| {
             best("img", &index, &Platform::parse(wanted).unwrap().normalize())

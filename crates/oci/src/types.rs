@@ -224,7 +224,8 @@ mod tests {
             artifact_type: "a/b".into(),
             ..Descriptor::of(media::OCI_LAYER, b"x").annotate("k", "v")
         };
-        let mut manifest = Manifest::new(true, Descriptor::of(media::OCI_EMPTY, b"{}"), vec![layer]);
+        let mut manifest =
+            Manifest::new(true, Descriptor::of(media::OCI_EMPTY, b"{}"), vec![layer]);
         manifest.annotations.insert("a".into(), "b".into());
         expect![[r#"
             {
@@ -265,7 +266,8 @@ mod tests {
 
     #[test]
     fn nulls_are_empty() {
-        let index = Index::parse("i", br#"{"schemaVersion":2,"manifests":null,"annotations":null}"#);
+        let index =
+            Index::parse("i", br#"{"schemaVersion":2,"manifests":null,"annotations":null}"#);
         assert!(index.unwrap().manifests.is_empty());
         assert!(Manifest::parse("m", b"{\"schemaVersion\":1,\"config\":{}}").is_err());
     }

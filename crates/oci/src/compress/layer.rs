@@ -110,13 +110,14 @@ impl HashLane {
                 if *seen > INLINE {
                     let hasher = std::mem::take(hasher);
                     let (pieces, receiver) = mpsc::sync_channel::<Arc<[u8]>>(WAITING);
-                    let thread = std::thread::Builder::new().name("diff-id".into()).spawn(move || {
-                        let mut hasher = hasher;
-                        while let Ok(piece) = receiver.recv() {
-                            hasher.update(&piece);
-                        }
-                        hasher.finish()
-                    });
+                    let thread =
+                        std::thread::Builder::new().name("diff-id".into()).spawn(move || {
+                            let mut hasher = hasher;
+                            while let Ok(piece) = receiver.recv() {
+                                hasher.update(&piece);
+                            }
+                            hasher.finish()
+                        });
                     let thread = thread.expect("threads can be started");
                     *self = Self::Thread { held: Vec::with_capacity(PIECE), pieces, thread };
                 }

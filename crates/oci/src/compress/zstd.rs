@@ -18,7 +18,10 @@ pub(super) struct Writer<W: Write> {
 
 enum State<W: Write> {
     /// Not known yet whether it will be more than [`SMALL`].
-    Small { out: W, held: Vec<u8> },
+    Small {
+        out: W,
+        held: Vec<u8>,
+    },
     Large(Frame<'static, W>),
     /// Starting the frame failed.
     Broken,

@@ -4,16 +4,24 @@
 //! A [`Client`] lives as long as the daemon and owns connections, limits and the token cache.
 //! [`Client::session`] binds it to whoever's credentials a build may use; that is a [`Registry`].
 
+mod auth;
+mod client;
 mod credentials;
+mod hosts;
+mod pull;
+mod push;
+mod retry;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use client::{Client, Options, Remote};
 pub use credentials::{
     Anonymous, Credentials, CredentialsError, FetchedToken, Login, StaticLogin, TokenRequest,
 };
+pub use hosts::{HostConfig, Hosts, KeyPair, install_crypto_provider};
 
 use crate::{BlobStream, Descriptor, Provider, Reference, Result};
 
@@ -100,5 +108,57 @@ impl Provider for RepositoryProvider {
 
     fn describe(&self) -> String {
         self.repository.repository()
+    }
+}
+
+#[async_trait]
+impl Registry for Remote {
+    async fn resolve(&self, reference: &Reference) -> Result<Descriptor> {
+        self.do_resolve(reference).await
+    }
+
+    async fn manifest(&self, repository: &Reference, manifest: &Descriptor) -> Result<Bytes> {
+        self.do_manifest(repository, manifest).await
+    }
+
+    async fn blob(
+        &self,
+        repository: &Reference,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<BlobStream> {
+        self.do_blob(repository, blob, offset).await
+    }
+
+    async fn push_blob(
+        &self,
+        repository: &Reference,
+        blob: &Descriptor,
+        from: &dyn Provider,
+        mount_from: &[Reference],
+    ) -> Result<Pushed> {
+        self.do_push_blob(repository, blob, from, mount_from).await
+    }
+
+    async fn push_manifest(
+        &self,
+        reference: &Reference,
+        manifest: &Descriptor,
+        body: Bytes,
+    ) -> Result<()> {
+        self.do_push_manifest(reference, manifest, body).await
+    }
+
+    async fn tags(&self, repository: &Reference) -> Result<Vec<String>> {
+        self.do_tags(repository).await
+    }
+
+    async fn referrers(
+        &self,
+        repository: &Reference,
+        subject: base::Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>> {
+        self.do_referrers(repository, subject, artifact_type).await
     }
 }

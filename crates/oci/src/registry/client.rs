@@ -1,0 +1,326 @@
+//! Connections, limits and memory shared by all builds; and one build's view of them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use http::{HeaderMap, Method, StatusCode, header};
+use reqwest::{Body, Response, Url};
+use tokio::sync::Semaphore;
+
+use super::{
+    Credentials,
+    auth::{Authorizer, Challenge, Scopes, Verdict},
+    hosts::{Endpoint, Hosts, innermost},
+    retry,
+};
+use crate::{Error, Reference, Result};
+
+pub(super) const LOGIN_HINT: &str = "log in to the registry first, or check name and password";
+const TLS_HINT: &str = "if the registry speaks plain HTTP or has a private certificate authority, \
+    say so in the daemon's configuration: registry.\"<host>\" http, insecure or ca";
+/// Rounds of refusal and new credentials for one request.
+const AUTH_ROUNDS: u32 = 4;
+
+/// Settings of a [`Client`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Tables of `buildkitd.toml`.
+    pub hosts: Hosts,
+    /// Blobs in transfer per host at once.
+    pub concurrency_per_host: usize,
+    /// `User-Agent` header.
+    pub user_agent: String,
+    /// Size of the parts of an upload where the server cannot take it in one request.
+    pub chunk_size: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            hosts: Hosts::default(),
+            concurrency_per_host: 4,
+            user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).into(),
+            chunk_size: 16 << 20,
+        }
+    }
+}
+
+/// The daemon's way to all registries. Cheap to clone.
+#[derive(Clone)]
+pub struct Client(Arc<Shared>);
+
+struct Shared {
+    options: Options,
+    authorizer: Authorizer,
+    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
+    limits: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+/// Endpoints with equal trust and certificates share connections.
+#[derive(PartialEq, Eq, Hash)]
+struct ClientKey {
+    table: String,
+    insecure: bool,
+    plain: bool,
+}
+
+impl Client {
+    /// Reads nothing yet: certificates are loaded when a host is first used.
+    pub fn new(options: Options) -> Self {
+        super::install_crypto_provider();
+        Self(Arc::new(Shared {
+            options,
+            authorizer: Authorizer::new(),
+            clients: Mutex::default(),
+            limits: Mutex::default(),
+        }))
+    }
+
+    /// Registries as seen with these credentials. `insecure` is the exporters' and caches'
+    /// `registry.insecure`: any certificate, or plain HTTP.
+    pub fn session(&self, credentials: Arc<dyn Credentials>, insecure: bool) -> Remote {
+        Remote { client: self.clone(), credentials, insecure }
+    }
+
+    fn http(&self, endpoint: &Endpoint) -> Result<reqwest::Client> {
+        let known = self.0.options.hosts.0.contains_key(&endpoint.config);
+        let key = ClientKey {
+            table: if known { endpoint.config.clone() } else { String::new() },
+            insecure: endpoint.insecure,
+            plain: endpoint.plain,
+        };
+        let mut clients = self.0.clients.lock().expect("no panics while held");
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = self.0.options.hosts.client(endpoint, &self.0.options.user_agent)?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+
+    pub(super) fn limit(&self, host: &str) -> Arc<Semaphore> {
+        let mut limits = self.0.limits.lock().expect("no panics while held");
+        let new = || Arc::new(Semaphore::new(self.0.options.concurrency_per_host.max(1)));
+        limits.entry(host.to_owned()).or_insert_with(new).clone()
+    }
+
+    pub(super) fn chunk_size(&self) -> u64 {
+        self.0.options.chunk_size.max(1)
+    }
+}
+
+/// [`Client`] with credentials: the [`super::Registry`] of one build.
+#[derive(Clone)]
+pub struct Remote {
+    pub(super) client: Client,
+    pub(super) credentials: Arc<dyn Credentials>,
+    pub(super) insecure: bool,
+}
+
+/// A request that can be sent as often as needed.
+pub(super) struct Request<'a> {
+    /// In words, for errors: `pull docker.io/library/alpine:3`.
+    pub what: &'a str,
+    pub method: Method,
+    pub url: Url,
+    pub headers: HeaderMap,
+    pub body: Option<bytes::Bytes>,
+    pub scopes: Scopes,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(what: &'a str, method: Method, url: Url, scopes: Scopes) -> Self {
+        Self { what, method, url, headers: HeaderMap::new(), body: None, scopes }
+    }
+}
+
+/// Outcome of one attempt that may be repeated.
+enum Attempt {
+    Answer(Response),
+    Failed(reqwest::Error),
+}
+
+impl Remote {
+    pub(super) fn endpoints(&self, reference: &Reference, pull: bool) -> Vec<Endpoint> {
+        self.client.0.options.hosts.endpoints(reference, self.insecure, pull)
+    }
+
+    /// Sends until there is a final answer: authorises, waits for servers in trouble. Any status
+    /// may be in the answer, except that `401` has become an error.
+    pub(super) async fn send(
+        &self,
+        endpoint: &Endpoint,
+        mut request: Request<'_>,
+    ) -> Result<Response> {
+        let http = self.client.http(endpoint)?;
+        let (mut attempt, mut rounds) = (1, 0);
+        loop {
+            let header = self.authorization(&http, endpoint, &request.scopes).await?;
+            let mut builder = http
+                .request(request.method.clone(), request.url.clone())
+                .headers(request.headers.clone());
+            if let Some(value) = &header {
+                builder = builder.header(header::AUTHORIZATION, value);
+            }
+            if let Some(body) = &request.body {
+                builder = builder.body(body.clone());
+            }
+            let outcome = match builder.send().await {
+                Ok(answer) => Attempt::Answer(answer),
+                Err(error) => Attempt::Failed(error),
+            };
+            match outcome {
+                Attempt::Answer(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
+                    rounds += 1;
+                    let verdict = self
+                        .refused(endpoint, &answer, header.as_deref(), &mut request.scopes)
+                        .await?;
+                    if matches!(verdict, Verdict::Final) || rounds >= AUTH_ROUNDS {
+                        return Err(refusal(request.what, answer).await);
+                    }
+                }
+                Attempt::Answer(answer)
+                    if retry::is_temporary(answer.status().as_u16())
+                        && attempt < retry::ATTEMPTS =>
+                {
+                    let asked = answer.headers().get(header::RETRY_AFTER);
+                    let wait = retry::wait(attempt, asked.and_then(|value| value.to_str().ok()));
+                    tracing::debug!(what = request.what, status = %answer.status(), ?wait, "retry");
+                    attempt += 1;
+                    tokio::time::sleep(wait).await;
+                }
+                Attempt::Answer(answer) => return Ok(answer),
+                Attempt::Failed(error) => {
+                    let most =
+                        if error.is_connect() { retry::CONNECT_ATTEMPTS } else { retry::ATTEMPTS };
+                    if attempt >= most || error.is_builder() || error.is_redirect() {
+                        return Err(unreachable(request.what, endpoint, &error));
+                    }
+                    let wait = retry::wait(attempt, None);
+                    tracing::debug!(what = request.what, %error, ?wait, "retry");
+                    attempt += 1;
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Sends a body that streams, once. A temporary failure is the caller's to resume.
+    pub(super) async fn send_stream(
+        &self,
+        endpoint: &Endpoint,
+        request: Request<'_>,
+        length: u64,
+        body: crate::BlobStream,
+    ) -> Result<Response> {
+        let http = self.client.http(endpoint)?;
+        let header = self.authorization(&http, endpoint, &request.scopes).await?;
+        let mut builder = http
+            .request(request.method.clone(), request.url.clone())
+            .headers(request.headers.clone())
+            .header(header::CONTENT_LENGTH, length)
+            .body(Body::wrap_stream(body))
+            // An upload of many gigabytes is no reason to give up.
+            .timeout(std::time::Duration::from_secs(24 * 3600));
+        if let Some(value) = header {
+            builder = builder.header(header::AUTHORIZATION, value);
+        }
+        builder.send().await.map_err(|error| unreachable(request.what, endpoint, &error))
+    }
+
+    async fn authorization(
+        &self,
+        http: &reqwest::Client,
+        endpoint: &Endpoint,
+        scopes: &Scopes,
+    ) -> Result<Option<String>> {
+        let authorizer = &self.client.0.authorizer;
+        authorizer.header(http, &endpoint.host, &*self.credentials, scopes).await
+    }
+
+    pub(super) async fn refused(
+        &self,
+        endpoint: &Endpoint,
+        answer: &Response,
+        sent: Option<&str>,
+        scopes: &mut Scopes,
+    ) -> Result<Verdict> {
+        let challenges: Vec<_> = answer
+            .headers()
+            .get_all(header::WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
+            .collect();
+        let authorizer = &self.client.0.authorizer;
+        authorizer.refused(&endpoint.host, &*self.credentials, &challenges, sent, scopes).await
+    }
+}
+
+fn unreachable(what: &str, endpoint: &Endpoint, error: &reqwest::Error) -> Error {
+    let message = innermost(error);
+    let about_tls =
+        ["certificate", "Certificate", "tls", "TLS", "InvalidContentType", "corrupt message"];
+    let tls = !endpoint.plain && about_tls.iter().any(|word| message.contains(word));
+    Error::Unreachable {
+        what: what.to_owned(),
+        host: endpoint.host.clone(),
+        message,
+        hint: if tls { TLS_HINT } else { "" },
+    }
+}
+
+/// `errors[0]` of a registry's JSON error body, else the start of the body.
+async fn server_message(answer: Response) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        errors: Vec<Entry>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = answer.text().await.unwrap_or_default();
+    match serde_json::from_str::<Body>(&text) {
+        Ok(body) if !body.errors.is_empty() => {
+            let entry = &body.errors[0];
+            match (entry.code.as_str(), entry.message.as_str()) {
+                ("", message) => message.to_owned(),
+                (code, "") => code.to_ascii_lowercase(),
+                (code, message) => format!("{}: {message}", code.to_ascii_lowercase()),
+            }
+        }
+        _ => text.trim().chars().take(300).collect(),
+    }
+}
+
+async fn refusal(what: &str, answer: Response) -> Error {
+    let message = server_message(answer).await;
+    let message = if message.is_empty() { String::new() } else { format!(": {message}") };
+    Error::Unauthorized {
+        what: what.to_owned(),
+        message: format!(
+            "access denied, the repository does not exist or may require authorization{message}"
+        ),
+        hint: LOGIN_HINT,
+    }
+}
+
+/// The error for an answer that is none of the expected ones.
+pub(super) async fn unexpected(what: &str, endpoint: &Endpoint, answer: Response) -> Error {
+    let status = answer.status();
+    match status {
+        StatusCode::NOT_FOUND => Error::not_found(what),
+        StatusCode::FORBIDDEN => refusal(what, answer).await,
+        _ => Error::Status {
+            what: what.to_owned(),
+            host: endpoint.host.clone(),
+            status: status.as_u16(),
+            message: server_message(answer).await,
+        },
+    }
+}
