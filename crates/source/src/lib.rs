@@ -1,1 +1,16 @@
-//! TODO
+//! Where trees come from: the client's folders, images, http, git.
+//!
+//! A graph's source op is resolved to an [`Instance`], which first says what it depends on (its
+//! cache key, possibly in several steps) and, if no cached result is found, makes the tree. One
+//! file a scheme; [`Sources`] knows which schemes there are. Keys say nothing of where content
+//! was fetched, only of what it is.
+
+mod api;
+mod error;
+mod progress;
+mod providers;
+
+pub use api::{GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source, SourceRequest, Sources};
+pub use error::SourceError;
+pub use progress::{Progress, Status, layer_progress};
+pub use providers::Providers;

@@ -12,6 +12,8 @@
 //! | platform | yes | the same command means other programs |
 //! | resources | no | they change how fast, not what |
 
+pub(crate) mod run;
+
 use base::{Digest, Platform, gojson};
 use llb::pb::{self, CacheSharingOpt, MountContentCache, MountType};
 use serde::Serialize;

@@ -9,6 +9,8 @@
 //! | inputs only read | by selector and content | what is copied counts |
 //! | platform | no | files are files |
 
+pub(crate) mod run;
+
 use std::collections::BTreeMap;
 
 use base::{Digest, gojson, path};

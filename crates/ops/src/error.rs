@@ -1,0 +1,128 @@
+//! Why an op failed, with what clients need to show it.
+
+use std::sync::Arc;
+
+use frontend_api::{Code, ErrorDetail};
+use snapshot::{contenthash::HashError, copy::FileError};
+
+use crate::key::KeyError;
+
+/// A failed op. Cheap to clone: one failure reaches everybody who waits for the vertex.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpError {
+    /// The process ended with an exit code that does not count as success.
+    #[error("process \"{args}\" did not complete successfully: {}", exit_text(*.code, *.out_of_memory))]
+    Exit {
+        /// Arguments joined by spaces.
+        args: String,
+        /// Exit code.
+        code: i32,
+        /// The kernel killed it for want of memory.
+        out_of_memory: bool,
+    },
+    /// The process could not be run.
+    #[error("process \"{args}\" could not be run: {cause}")]
+    Run {
+        /// Arguments joined by spaces.
+        args: String,
+        /// Why.
+        cause: Arc<executor::ExecError>,
+    },
+    /// A file action failed.
+    #[error("{cause}")]
+    File {
+        /// Which action of the op.
+        action: usize,
+        /// Why.
+        cause: Arc<FileError>,
+    },
+    /// Storing or reading a result failed.
+    #[error("{0}")]
+    Store(Arc<store::StoreError>),
+    /// Mounting or reading a tree failed.
+    #[error("{0}")]
+    Snapshot(Arc<snapshot::SnapshotError>),
+    /// A source could not be resolved or fetched.
+    #[error("{0}")]
+    Source(Arc<source::SourceError>),
+    /// The client did not answer as needed.
+    #[error("{0}")]
+    Session(Arc<session::SessionError>),
+    /// The content of an input could not be digested.
+    #[error("failed to calculate checksum of ref {record}: {cause}")]
+    Checksum {
+        /// The input.
+        record: String,
+        /// Why.
+        cause: Arc<HashError>,
+    },
+    /// The op's key makes no sense.
+    #[error("{0}")]
+    Key(#[from] KeyError),
+    /// The op asks for something that has no meaning or is not built.
+    #[error("{0}")]
+    Invalid(String),
+    /// Nobody wants the outcome any more.
+    #[error("context canceled")]
+    Cancelled,
+}
+
+fn exit_text(code: i32, out_of_memory: bool) -> String {
+    if out_of_memory {
+        return format!("exit code: {code}: cannot allocate memory");
+    }
+    format!("exit code: {code}")
+}
+
+impl OpError {
+    /// gRPC code it is reported with.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Cancelled => Code::Canceled,
+            Self::Store(error) if matches!(**error, store::StoreError::NoSpace { .. } | store::StoreError::Ceiling { .. }) => {
+                Code::ResourceExhausted
+            }
+            Self::Exit { out_of_memory: true, .. } => Code::ResourceExhausted,
+            _ => Code::Unknown,
+        }
+    }
+
+    /// Typed details beyond vertex and source.
+    pub fn details(&self) -> Vec<ErrorDetail> {
+        match self {
+            Self::Exit { code, .. } => vec![ErrorDetail {
+                type_url: "github.com/moby/buildkit/gatewayapi.ExitMessage+json".into(),
+                value: format!("{{\"Code\":{code}}}").into(),
+            }],
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) fn invalid(text: impl Into<String>) -> Self {
+        Self::Invalid(text.into())
+    }
+}
+
+impl From<store::StoreError> for OpError {
+    fn from(error: store::StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<snapshot::SnapshotError> for OpError {
+    fn from(error: snapshot::SnapshotError) -> Self {
+        Self::Snapshot(Arc::new(error))
+    }
+}
+
+impl From<source::SourceError> for OpError {
+    fn from(error: source::SourceError) -> Self {
+        Self::Source(Arc::new(error))
+    }
+}
+
+impl From<session::SessionError> for OpError {
+    fn from(error: session::SessionError) -> Self {
+        Self::Session(Arc::new(error))
+    }
+}

@@ -1,0 +1,426 @@
+//! Running an exec op: mounts from inputs, a process, outputs from what it wrote.
+//! Source: LLB notes §4.
+
+use std::{os::fd::AsFd as _, sync::Arc};
+
+use executor::{ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Root, Secret, Security, Spec};
+use llb::pb::{self, MountType, NetMode, SecurityMode};
+use session::Group;
+use snapshot::Tree;
+use store::{MutRef, NewRecord, Ref};
+use tokio::io::AsyncReadExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    LogStream, Machine, OpError,
+    cache_mount::Wanted,
+};
+
+/// A pipe read.
+const CHUNK: usize = 32 << 10;
+
+/// What one run works for.
+pub(crate) struct Run<'a> {
+    pub machine: &'a Machine,
+    pub op: &'a pb::ExecOp,
+    pub platform: base::Platform,
+    pub resources: Option<&'a pb::LinuxResources>,
+    pub inputs: &'a [Option<Ref>],
+    pub sessions: Group,
+    pub cancelled: CancellationToken,
+    pub log: Arc<dyn Fn(LogStream, bytes::Bytes) + Send + Sync>,
+}
+
+/// What becomes of a mount once the process has ended.
+enum After {
+    /// Nothing to give back.
+    Nothing,
+    /// The input as it is.
+    Input(usize),
+    /// Commit what was written.
+    Commit(MutRef),
+    /// Was written, is thrown away.
+    Scratch(#[expect(dead_code, reason = "held until the process ends, removed by its drop")] MutRef),
+}
+
+/// A mount made ready; the values keep its data alive while the process runs.
+struct Prepared {
+    output: bool,
+    after: After,
+    mount: Option<Mount>,
+    _keep: Vec<Box<dyn Send + Sync>>,
+}
+
+impl Run<'_> {
+    /// Runs the process and gives the op's outputs in order.
+    pub(crate) async fn run(self) -> Result<Vec<Option<Ref>>, OpError> {
+        let meta = self.op.meta.clone().unwrap_or_default();
+        let args = meta.args.join(" ");
+        let mut root = None;
+        let mut prepared = Vec::with_capacity(self.op.mounts.len());
+        let mut caches = std::collections::HashMap::new();
+        for mount in &self.op.mounts {
+            let one = self.prepare(mount, &meta, &args, &mut root, &mut caches).await?;
+            prepared.push(one);
+        }
+        drop(caches);
+        let root = root.ok_or_else(|| OpError::invalid("mount / has no input"))?;
+        let spec = self.spec(&meta, root, &mut prepared).await?;
+        let outcome = self.process(spec, &meta, args).await;
+        outcome?;
+        let mut outputs = Vec::new();
+        for one in prepared {
+            match (one.output, one.after) {
+                (true, After::Commit(tree)) => outputs.push(Some(tree.commit().await?)),
+                (true, After::Input(input)) => outputs.push(self.inputs[input].clone()),
+                (true, After::Nothing | After::Scratch(_)) => outputs.push(None),
+                (false, _) => {}
+            }
+        }
+        Ok(outputs)
+    }
+
+    fn input(&self, mount: &pb::Mount) -> Result<Option<(usize, Option<&Ref>)>, OpError> {
+        let Ok(index) = usize::try_from(mount.input) else { return Ok(None) };
+        match self.inputs.get(index) {
+            Some(input) => Ok(Some((index, input.as_ref()))),
+            None => Err(OpError::invalid(format!("mount {} has no input {index}", mount.dest))),
+        }
+    }
+
+    async fn prepare(
+        &self,
+        mount: &pb::Mount,
+        meta: &pb::Meta,
+        args: &str,
+        root: &mut Option<Root>,
+        caches: &mut std::collections::HashMap<String, Arc<MutRef>>,
+    ) -> Result<Prepared, OpError> {
+        let kind = MountType::try_from(mount.mount_type)
+            .map_err(|_| OpError::invalid(format!("unknown mount type {} for {}", mount.mount_type, mount.dest)))?;
+        let dest = destination(mount, meta);
+        let is_root = dest == "/";
+        if is_root && kind != MountType::Bind {
+            return Err(OpError::invalid(format!("invalid mount type {} for /", kind.as_str_name())));
+        }
+        let mut ready = Prepared { output: mount.output >= 0, after: After::Nothing, mount: None, _keep: Vec::new() };
+        let description = || format!("mount {} from exec {args}", mount.dest);
+        match kind {
+            MountType::Bind => {
+                let input = self.input(mount)?;
+                let (source, after) = self.bind(mount, is_root, input, description())?;
+                ready.after = after;
+                if is_root {
+                    *root = Some(Root { tree: descriptor(&source)?, readonly: mount.readonly });
+                } else {
+                    let source = MountSource::Tree { tree: descriptor(&source)?, path: mount.selector.clone() };
+                    ready.mount = Some(placed(dest, source, mount.readonly, MountOptions::default()));
+                }
+                ready._keep.push(Box::new(source));
+            }
+            MountType::Cache => {
+                let options =
+                    mount.cache_opt.as_ref().ok_or_else(|| OpError::invalid("missing cache mount options"))?;
+                let sharing = pb::CacheSharingOpt::try_from(options.sharing)
+                    .map_err(|_| OpError::invalid("invalid cache sharing option"))?;
+                let id = if options.id.is_empty() { dest.as_str() } else { options.id.as_str() };
+                let input = self.input(mount)?;
+                let label = if options.id.is_empty() { String::new() } else { format!(" with id {:?}", options.id) };
+                let wanted = Wanted {
+                    id,
+                    input: input.and_then(|(_, reference)| reference),
+                    sharing,
+                    description: format!("cached mount {} from exec {args}{label}", mount.dest),
+                };
+                // A second mount of the same folder in one op shares the first one's.
+                let key = format!("{id}\0{:?}", mount.input);
+                let folder = match caches.get(&key) {
+                    Some(folder) => folder.clone(),
+                    None => self.machine.cache_mounts.take(wanted, &self.cancelled).await?,
+                };
+                caches.insert(key, folder.clone());
+                let tree = folder.tree()?;
+                let source = MountSource::Tree { tree: descriptor(&tree)?, path: mount.selector.clone() };
+                ready.mount = Some(placed(dest, source, mount.readonly, MountOptions::default()));
+                ready._keep.push(Box::new(tree));
+                ready._keep.push(Box::new(folder));
+                if let Some((index, _)) = input {
+                    ready.after = After::Input(index);
+                }
+            }
+            MountType::Tmpfs => {
+                let size = mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
+                let source = MountSource::Tmpfs { size: size.filter(|size| *size > 0) };
+                let options = MountOptions { nosuid: true, ..Default::default() };
+                ready.mount = Some(placed(dest, source, mount.readonly, options));
+            }
+            MountType::Secret => {
+                let options =
+                    mount.secret_opt.as_ref().ok_or_else(|| OpError::invalid("invalid secret mount options"))?;
+                if options.id.is_empty() {
+                    return Err(OpError::invalid("secret ID missing from mount options"));
+                }
+                if let Some(data) = self.secret(&options.id, options.optional).await? {
+                    let source = MountSource::File {
+                        data: Secret(data),
+                        uid: options.uid,
+                        gid: options.gid,
+                        mode: options.mode & 0o777,
+                    };
+                    let options =
+                        MountOptions { nosuid: true, nodev: true, noexec: options.mode & 0o111 == 0 };
+                    ready.mount = Some(placed(dest, source, true, options));
+                }
+            }
+            MountType::Ssh => {
+                let options = mount.ssh_opt.as_ref().ok_or_else(|| OpError::invalid("invalid ssh mount options"))?;
+                if let Some((socket, folder)) = self.agent(options).await? {
+                    let source = MountSource::HostPath(socket.path().to_owned());
+                    ready.mount = Some(placed(dest, source, false, MountOptions::default()));
+                    ready._keep.push(Box::new(socket));
+                    ready._keep.push(Box::new(folder));
+                }
+            }
+        }
+        Ok(ready)
+    }
+
+    /// The table of LLB notes §4.2.
+    fn bind(
+        &self,
+        mount: &pb::Mount,
+        is_root: bool,
+        input: Option<(usize, Option<&Ref>)>,
+        description: String,
+    ) -> Result<(Tree, After), OpError> {
+        let reference = input.and_then(|(_, reference)| reference);
+        let writable = || -> Result<MutRef, OpError> {
+            Ok(self.machine.store.create(NewRecord { parent: reference, description, ..NewRecord::default() })?)
+        };
+        if mount.output >= 0 {
+            if let (true, false, Some(reference), Some((index, _))) = (mount.readonly, is_root, reference, input) {
+                return Ok((reference.tree()?, After::Input(index)));
+            }
+            let tree = writable()?;
+            return Ok((tree.tree()?, After::Commit(tree)));
+        }
+        match (mount.readonly, is_root, reference) {
+            (true, false, Some(reference)) => Ok((reference.tree()?, After::Nothing)),
+            (false, true, None) => Err(OpError::invalid("mount / has no input")),
+            // A root without an output is never written back; its mount points need a place though.
+            _ => {
+                let tree = writable()?;
+                Ok((tree.tree()?, After::Scratch(tree)))
+            }
+        }
+    }
+
+    async fn secret(&self, id: &str, optional: bool) -> Result<Option<bytes::Bytes>, OpError> {
+        match self.sessions.secret(id).await {
+            Ok(Some(data)) => Ok(Some(data)),
+            Ok(None) if optional => Ok(None),
+            Err(session::SessionError::NoSessions) if optional => Ok(None),
+            Ok(None) => Err(OpError::invalid(format!("secret {id}: not found"))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn agent(
+        &self,
+        options: &pb::SshOpt,
+    ) -> Result<Option<(session::AgentSocket, tempfile::TempDir)>, OpError> {
+        let id = options.id.clone();
+        let found = self
+            .sessions
+            .any(|session| {
+                let id = id.clone();
+                async move { session.check_agent(&id).await.map(|()| session) }
+            })
+            .await;
+        let session = match found {
+            Ok(session) => session,
+            Err(_) if options.optional => return Ok(None),
+            Err(session::SessionError::Status(status)) if status.code() == tonic::Code::Unimplemented => {
+                return Err(OpError::invalid(format!("no SSH key {id:?} forwarded from the client")));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let folder = tempfile::Builder::new()
+            .prefix("agent-")
+            .tempdir_in(&self.machine.config.run_folder)
+            .map_err(|error| OpError::invalid(format!("make a folder for the agent's socket: {error}")))?;
+        let rights = session::AgentSocketOptions { uid: options.uid, gid: options.gid, mode: options.mode };
+        let socket = session::AgentSocket::listen(folder.path(), session, &id, rights)?;
+        Ok(Some((socket, folder)))
+    }
+
+    async fn spec(&self, meta: &pb::Meta, root: Root, prepared: &mut [Prepared]) -> Result<Spec, OpError> {
+        let mut secrets = Vec::new();
+        for env in &self.op.secretenv {
+            if env.id.is_empty() || env.name.is_empty() {
+                return Err(OpError::invalid("secret environment variable needs an id and a name"));
+            }
+            let value = self.secret(&env.id, env.optional).await?.unwrap_or_default();
+            secrets.push((env.name.clone(), String::from_utf8_lossy(&value).into_owned()));
+        }
+        let proxy = meta.proxy_env.as_ref().map(|proxy| executor::env::Proxy {
+            http: proxy.http_proxy.clone(),
+            https: proxy.https_proxy.clone(),
+            ftp: proxy.ftp_proxy.clone(),
+            no: proxy.no_proxy.clone(),
+            all: proxy.all_proxy.clone(),
+        });
+        let process = executor::Process {
+            args: meta.args.clone(),
+            env: executor::env::finalise(&meta.env, proxy.as_ref(), secrets, &[]),
+            cwd: meta.cwd.clone(),
+            user: meta.user.clone(),
+            rlimits: rlimits(&meta.ulimit),
+            terminal: false,
+        };
+        let mut spec = Spec::new(base::id::random_id(), root, process);
+        spec.mounts = prepared.iter_mut().filter_map(|one| one.mount.take()).collect();
+        spec.hostname = meta.hostname.clone();
+        spec.network = network(self.op.network, &self.machine.config)?;
+        spec.security = security(self.op.security)?;
+        spec.resources = self.resources.map(resources).unwrap_or_default();
+        spec.cgroup_parent = if meta.cgroup_parent.is_empty() {
+            self.machine.config.cgroup_parent.clone()
+        } else {
+            meta.cgroup_parent.clone()
+        };
+        spec.extra_hosts = extra_hosts(&meta.extra_hosts)?;
+        spec.dns = self.machine.config.dns.clone();
+        spec.no_process_sandbox = self.machine.config.no_process_sandbox;
+        spec.remove_mount_stubs_recursive = meta.remove_mount_stubs_recursive;
+        spec.emulator = self.machine.emulator(&self.platform)?;
+        spec.apparmor_profile = self.machine.config.apparmor_profile.clone();
+        if !self.op.cdi_devices.iter().all(|device| device.optional) {
+            let name = self.op.cdi_devices.iter().find(|device| !device.optional).map_or("", |device| &device.name);
+            return Err(OpError::invalid(format!("required device {name:?} is not registered")));
+        }
+        Ok(spec)
+    }
+
+    async fn process(&self, spec: Spec, meta: &pb::Meta, args: String) -> Result<(), OpError> {
+        let run = |cause: ExecError| match cause {
+            ExecError::Cancelled => OpError::Cancelled,
+            cause => OpError::Run { args: args.clone(), cause: Arc::new(cause) },
+        };
+        let (io, stdout, stderr) = Io::output().map_err(|error| {
+            OpError::invalid(format!("make pipes for the output of \"{args}\": {error}"))
+        })?;
+        let hooks = Hooks { cancel: self.cancelled.child_token(), ..Hooks::default() };
+        let (exit, (), ()) = tokio::join!(
+            self.machine.executor.run(spec, io, hooks),
+            pump(stdout, LogStream::Stdout, &*self.log),
+            pump(stderr, LogStream::Stderr, &*self.log),
+        );
+        let exit = match exit {
+            Ok(exit) => exit,
+            // What a shell would have said: the program is not there, or cannot be run.
+            Err(ExecError::Start { program, reason, code }) => {
+                let text = format!("{program}: {reason}\n");
+                (self.log)(LogStream::Stderr, text.into());
+                executor::Exit { code, ..Default::default() }
+            }
+            Err(error) => return Err(run(error)),
+        };
+        let success = match meta.valid_exit_codes.as_slice() {
+            [] => exit.code == 0,
+            codes => codes.contains(&exit.code),
+        };
+        if success {
+            return Ok(());
+        }
+        if self.cancelled.is_cancelled() {
+            return Err(OpError::Cancelled);
+        }
+        Err(OpError::Exit { args, code: exit.code, out_of_memory: exit.oom_killed })
+    }
+}
+
+async fn pump(
+    mut from: tokio::net::unix::pipe::Receiver,
+    stream: LogStream,
+    to: &(dyn Fn(LogStream, bytes::Bytes) + Send + Sync),
+) {
+    let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
+    loop {
+        match from.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => to(stream, buffer.split().freeze()),
+        }
+        buffer.reserve(CHUNK);
+    }
+}
+
+fn destination(mount: &pb::Mount, meta: &pb::Meta) -> String {
+    if base::path::is_absolute(&mount.dest) {
+        return base::path::clean(&mount.dest);
+    }
+    base::path::absolute(&format!("{}/{}", meta.cwd, mount.dest))
+}
+
+fn placed(dest: String, source: MountSource, readonly: bool, options: MountOptions) -> Mount {
+    Mount { dest, source, readonly, options }
+}
+
+/// A descriptor of the tree that the executor may hold by itself.
+pub(crate) fn descriptor(tree: &Tree) -> Result<Arc<std::os::fd::OwnedFd>, OpError> {
+    let fd = tree.as_fd().try_clone_to_owned();
+    fd.map(Arc::new).map_err(|error| OpError::invalid(format!("duplicate the descriptor of a tree: {error}")))
+}
+
+/// Limits of a process.
+pub fn rlimits(limits: &[pb::Ulimit]) -> Vec<executor::Rlimit> {
+    limits
+        .iter()
+        .map(|limit| executor::Rlimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+        .collect()
+}
+
+/// Lines of `/etc/hosts`.
+pub fn extra_hosts(hosts: &[pb::HostIp]) -> Result<Vec<executor::ExtraHost>, OpError> {
+    hosts
+        .iter()
+        .map(|host| {
+            let ip = host.ip.parse().map_err(|_| {
+                OpError::invalid(format!("failed to parse IP {:?} of extra host {:?}", host.ip, host.host))
+            })?;
+            Ok(executor::ExtraHost { host: host.host.clone(), ip })
+        })
+        .collect()
+}
+
+/// The network a mode means here.
+pub fn network(mode: i32, config: &crate::Config) -> Result<Network, OpError> {
+    match NetMode::try_from(mode) {
+        Ok(NetMode::Unset) => Ok(config.network),
+        Ok(NetMode::Host) => Ok(Network::Host),
+        Ok(NetMode::None) => Ok(Network::None),
+        Err(_) => Err(OpError::invalid(format!("unknown network mode {mode}"))),
+    }
+}
+
+/// How far a mode trusts the process.
+pub fn security(mode: i32) -> Result<Security, OpError> {
+    match SecurityMode::try_from(mode) {
+        Ok(SecurityMode::Sandbox) => Ok(Security::Sandbox),
+        Ok(SecurityMode::Insecure) => Ok(Security::Insecure),
+        Err(_) => Err(OpError::invalid(format!("unknown security mode {mode}"))),
+    }
+}
+
+fn resources(limits: &pb::LinuxResources) -> executor::Resources {
+    executor::Resources {
+        memory: limits.memory,
+        memory_swap: limits.memory_swap,
+        cpu_shares: limits.cpu_shares,
+        cpu_quota: limits.cpu_quota,
+        cpu_period: limits.cpu_period,
+        cpuset_cpus: limits.cpuset_cpus.clone(),
+        cpuset_mems: limits.cpuset_mems.clone(),
+        pids: 0,
+    }
+}

@@ -1,0 +1,67 @@
+//! Where blobs of resolved images can be fetched.
+//!
+//! A cached result may stand on image layers that were never fetched. Whoever resolves an image
+//! leaves its blobs' provider here, so that such a result can be completed later, in this build or
+//! another one. Only as many images as [`LIMIT`] says are remembered, oldest forgotten first.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
+};
+
+use base::Digest;
+use oci::{BlobStream, Descriptor, Provider};
+
+/// Blobs remembered.
+const LIMIT: usize = 20_000;
+
+/// A pool of providers by blob.
+#[derive(Default)]
+pub struct Providers {
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_blob: HashMap<Digest, Arc<dyn Provider>>,
+    order: VecDeque<Digest>,
+}
+
+impl Providers {
+    /// Remembers that `provider` has these blobs.
+    pub fn add(&self, blobs: impl IntoIterator<Item = Digest>, provider: &Arc<dyn Provider>) {
+        let mut known = self.known.lock().expect("no panic while holding providers");
+        for blob in blobs {
+            if known.by_blob.insert(blob, provider.clone()).is_none() {
+                known.order.push_back(blob);
+            }
+        }
+        while known.order.len() > LIMIT {
+            if let Some(oldest) = known.order.pop_front() {
+                known.by_blob.remove(&oldest);
+            }
+        }
+    }
+
+    /// Who has `blob`.
+    pub fn find(&self, blob: &Digest) -> Option<Arc<dyn Provider>> {
+        self.known.lock().expect("no panic while holding providers").by_blob.get(blob).cloned()
+    }
+}
+
+#[async_trait::async_trait]
+impl Provider for Providers {
+    async fn open(&self, blob: &Descriptor, offset: u64) -> oci::Result<BlobStream> {
+        match self.find(&blob.digest) {
+            Some(provider) => provider.open(blob, offset).await,
+            None => Err(oci::Error::invalid(
+                format!("blob {}", blob.digest),
+                "no image that was resolved lately has it".to_owned(),
+            )),
+        }
+    }
+
+    fn describe(&self) -> String {
+        "images resolved lately".into()
+    }
+}
