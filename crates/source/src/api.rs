@@ -159,10 +159,10 @@ pub struct Memo {
 impl Memo {
     /// The value remembered under `key`, made on first use; whoever asks meanwhile waits. Failures
     /// are not remembered. A key always holds the same type.
-    pub async fn get<T: Clone + Send + Sync + 'static, E>(
+    pub async fn get<T: Clone + Send + Sync + 'static, E, F: Future<Output = Result<T, E>>>(
         &self,
         key: &str,
-        make: impl AsyncFnOnce() -> Result<T, E>,
+        make: impl FnOnce() -> F,
     ) -> Result<T, E> {
         let cell: Arc<OnceCell<T>> = {
             let mut cells = self.cells.lock().expect("no panic while holding the memo");

@@ -54,10 +54,9 @@ impl Provider for Providers {
     async fn open(&self, blob: &Descriptor, offset: u64) -> oci::Result<BlobStream> {
         match self.find(&blob.digest) {
             Some(provider) => provider.open(blob, offset).await,
-            None => Err(oci::Error::invalid(
-                format!("blob {}", blob.digest),
-                "no image that was resolved lately has it".to_owned(),
-            )),
+            None => Err(oci::Error::NotFound {
+                what: format!("blob {} in the images resolved lately", blob.digest),
+            }),
         }
     }
 
