@@ -1,1 +1,7 @@
-//! TODO
+//! The Dockerfile frontend.
+
+pub mod error;
+pub mod parser;
+pub mod shell;
+mod suggest;
+pub mod text;

@@ -1,0 +1,333 @@
+//! What can be wrong with a Dockerfile or with the options of a build.
+//!
+//! An [`Error`] has a [`Kind`], the values its message mentions, perhaps the word that was meant,
+//! and the lines it is about. The kinds are one table, each with its message.
+
+use std::fmt;
+
+use frontend_api::FrontendError;
+
+/// First and last line, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lines {
+    /// First line.
+    pub first: u32,
+    /// Last line.
+    pub last: u32,
+}
+
+impl Lines {
+    /// A single line.
+    pub fn one(line: u32) -> Self {
+        Self { first: line, last: line }
+    }
+
+    /// One wire range a line.
+    pub fn to_ranges(self) -> Vec<llb::pb::Range> {
+        let at = |line: u32| Some(llb::pb::Position { line: line as i32, character: 0 });
+        (self.first..=self.last.max(self.first))
+            .map(|line| llb::pb::Range { start: at(line), end: at(line) })
+            .collect()
+    }
+}
+
+/// A reason why a build cannot go on.
+#[derive(Debug, Clone)]
+pub struct Error {
+    /// Which rule was broken.
+    pub kind: Kind,
+    /// Values the message mentions.
+    pub params: Vec<String>,
+    /// The word that was probably meant.
+    pub suggestion: Option<String>,
+    /// Lines it is about; every layer that knows lines may add some.
+    pub locations: Vec<Lines>,
+    /// Words put before the message by outer layers, outermost first.
+    pub context: Vec<String>,
+    /// What the other side of the bridge said, if it was asked.
+    pub cause: Option<Box<FrontendError>>,
+}
+
+/// Result with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind` whose message mentions `params`.
+    pub fn new<P: Into<String>>(kind: Kind, params: impl IntoIterator<Item = P>) -> Self {
+        Self {
+            kind,
+            params: params.into_iter().map(Into::into).collect(),
+            suggestion: None,
+            locations: Vec::new(),
+            context: Vec::new(),
+            cause: None,
+        }
+    }
+
+    /// An error without parameters.
+    pub fn plain(kind: Kind) -> Self {
+        Self::new(kind, [""; 0])
+    }
+
+    /// What the bridge answered.
+    pub fn bridge(cause: FrontendError) -> Self {
+        Self { cause: Some(Box::new(cause)), ..Self::plain(Kind::Bridge) }
+    }
+
+    /// Adds lines.
+    pub fn at(mut self, lines: Lines) -> Self {
+        self.locations.push(lines);
+        self
+    }
+
+    /// Sets the lines, dropping those known.
+    pub fn only_at(mut self, lines: Lines) -> Self {
+        self.locations = vec![lines];
+        self
+    }
+
+    /// Puts `words: ` before the message.
+    pub fn context(mut self, words: impl Into<String>) -> Self {
+        self.context.insert(0, words.into());
+        self
+    }
+
+    /// Suggests the nearest of `options` to `given`, unless something is suggested already.
+    pub fn suggest<'a>(
+        mut self,
+        given: &str,
+        options: impl IntoIterator<Item = &'a str>,
+        case: Case,
+    ) -> Self {
+        if self.suggestion.is_none() {
+            self.suggestion = crate::suggest::nearest(given, options, case);
+        }
+        self
+    }
+}
+
+pub use crate::suggest::Case;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for words in &self.context {
+            write!(f, "{words}: ")?;
+        }
+        match &self.cause {
+            Some(cause) => write!(f, "{cause}")?,
+            None => self.kind.write(&self.params, f)?,
+        }
+        if let Some(word) = &self.suggestion {
+            write!(f, " (did you mean {word}?)")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+macro_rules! kinds {
+    ($($variant:ident $name:literal $message:literal,)*) => {
+        /// Rules that can be broken. The documentation of each is its message, in which `{0}` and
+        /// so on stand for [`Error::params`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Kind {
+            $(#[doc = $message] $variant,)*
+        }
+
+        impl Kind {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The kind's short name.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            fn template(self) -> &'static str {
+                match self { $(Self::$variant => $message,)* }
+            }
+        }
+    };
+}
+
+impl Kind {
+    fn write(self, params: &[String], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.template();
+        while let Some(at) = rest.find('{') {
+            f.write_str(&rest[..at])?;
+            let number = usize::from(rest.as_bytes()[at + 1] - b'0');
+            f.write_str(params.get(number).map_or("", String::as_str))?;
+            rest = &rest[at + 3..];
+        }
+        f.write_str(rest)
+    }
+}
+
+kinds! {
+    Bridge "bridge" "the build daemon could not answer",
+    // Files as a whole.
+    EmptyDockerfile "empty-dockerfile" "the Dockerfile is empty",
+    NoInstructions "no-instructions" "the file holds no instructions",
+    NoStages "no-stages" "the Dockerfile holds no stage to build: add a FROM instruction",
+    LineTooLong "line-too-long" "a line is longer than {0} bytes",
+    TooLarge "too-large" "the build described is larger than {0} bytes",
+    // Parser directives.
+    DuplicateDirective "duplicate-directive" "the parser directive {0} is given twice",
+    InvalidEscape "invalid-escape" "invalid escape character {0}: use ` or \\",
+    // Arguments as the syntax phase splits them.
+    JsonNotStrings "json-not-strings" "an argument list in JSON form holds strings only",
+    KvNeedsTwoArgs "kv-needs-two-args" "{0} needs a name and a value",
+    KvMissingEquals "kv-missing-equals" "no = in {0}: write name=value",
+    UnterminatedHeredoc "unterminated-heredoc" "the here-document {0} has no end line",
+    // Instructions.
+    UnknownInstruction "unknown-instruction" "unknown instruction: {0}",
+    NeedsArgument "needs-argument" "{0} needs at least one argument",
+    NeedsOneArgument "needs-one-argument" "{0} needs exactly one argument",
+    NeedsDestination "needs-destination" "{0} needs at least two arguments, the last being where to copy to",
+    FromArgCount "from-arg-count" "FROM takes an image, or an image, AS and a name",
+    BlankName "blank-name" "a name given to {0} is empty",
+    HeredocDestination "heredoc-destination" "{0} cannot have a here-document as its destination",
+    UnknownFlag "unknown-flag" "unknown flag: {0}",
+    DuplicateFlag "duplicate-flag" "flag given twice: {0}",
+    FlagNeedsValue "flag-needs-value" "missing a value on flag: {0}",
+    FlagNotBool "flag-not-bool" "flag {0} is true or false, not {1}",
+    InvalidStageName "invalid-stage-name" "invalid stage name {0}: it starts with a letter and holds letters, digits, - _ and . only",
+    NoCurrentStage "no-current-stage" "no stage before this instruction: start with FROM",
+    OnbuildChained "onbuild-chained" "an ONBUILD trigger cannot be ONBUILD itself",
+    OnbuildForbidden "onbuild-forbidden" "{0} cannot be an ONBUILD trigger",
+    OnbuildNotSingle "onbuild-not-single" "an ONBUILD trigger is a single instruction",
+    HealthcheckNoneArgs "healthcheck-none-args" "HEALTHCHECK NONE takes no arguments",
+    HealthcheckNoCommand "healthcheck-no-command" "HEALTHCHECK CMD needs a command",
+    HealthcheckUnknownType "healthcheck-unknown-type" "unknown kind of HEALTHCHECK {0}: use CMD or NONE",
+    InvalidDuration "invalid-duration" "invalid duration: {0}",
+    DurationTooShort "duration-too-short" "duration {0} is below 1ms",
+    NegativeRetries "negative-retries" "retries cannot be negative: {0}",
+    InvalidNumber "invalid-number" "invalid number {0}",
+    VolumeEmpty "volume-empty" "a volume has no path",
+    ShellNotJson "shell-not-json" "SHELL needs its arguments in JSON form",
+    // RUN flags.
+    MountCsv "mount-csv" "a mount is a list of key=value pairs separated by commas",
+    MountFromVariable "mount-from-variable" "{0} takes no variables: name a stage instead",
+    MountBadType "mount-bad-type" "unsupported mount type {0}",
+    MountBadSharing "mount-bad-sharing" "unsupported sharing mode {0}",
+    MountUnexpectedKeyForType "mount-unexpected-key-for-type" "unexpected key {0} for a mount of type {1}",
+    UnexpectedKey "unexpected-key" "unexpected key {0} in {1}",
+    FieldNeedsValue "field-needs-value" "field {0} needs a value: write key=value",
+    InvalidFieldValue "invalid-field-value" "invalid value for a field: {0} {1}",
+    MountAttrNotAllowed "mount-attr-not-allowed" "{0} is not allowed for mounts of type {1}",
+    SecretFrom "secret-from" "a secret mount cannot have from",
+    SecretSharing "secret-sharing" "a secret mount cannot have sharing",
+    SecretNoTarget "secret-no-target" "a secret mount needs a source, target or id",
+    SecretSourceAndId "secret-source-and-id" "a secret mount has either source or id",
+    SharingNotCache "sharing-not-cache" "sharing is for cache mounts, not for {0}",
+    SshSource "ssh-source" "an ssh mount has no source",
+    MountTargetRoot "mount-target-root" "a mount cannot be at {0}",
+    InvalidNetwork "invalid-network" "unknown network {0}: use default, none or host",
+    InvalidSecurity "invalid-security" "unknown security mode {0}: use sandbox or insecure",
+    DeviceNameRepeated "device-name-repeated" "the device is named {0} already",
+    DeviceCsv "device-csv" "a device is a list of key=value pairs separated by commas",
+    DeviceUnsupported "device-unsupported" "RUN --device needs the labs channel of the frontend",
+    // Lint.
+    CheckOption "check-option" "invalid check option {0}",
+    LintFailed "lint-failed" "lint rules were violated: {0}",
+    // Stages and images.
+    BaseNameBlank "base-name-blank" "the base image name {0} expands to nothing",
+    PlatformEmpty "platform-empty" "the platform {0} expands to nothing",
+    PlatformInvalid "platform-invalid" "invalid platform {0}",
+    BadImageReference "bad-image-reference" "invalid image reference {0}",
+    ImageNotFound "image-not-found" "{0} could not be resolved",
+    ImageConfig "image-config" "the config of image {0} cannot be read",
+    TargetNotFound "target-not-found" "there is no stage {0}",
+    Circular "circular" "circular dependency on stage: {0}",
+    FromFlagVariable "from-flag-variable" "--from takes no variables: give the image a stage of its own with FROM",
+    StageIndex "stage-index" "there is no stage with index {0}",
+    CopyFromUndefined "copy-from-undefined" "cannot copy from stage {0}: it is defined after stage {1}",
+    MountFromUndefined "mount-from-undefined" "cannot mount from stage {0} at {1}: it is defined later",
+    // Contexts.
+    ContextUnsupported "context-unsupported" "unsupported kind of context {0} for {1}",
+    ContextNoScheme "context-no-scheme" "invalid context {0} for {1}: it has no scheme",
+    ContextInputMissing "context-input-missing" "there is no input {0} for context {1}",
+    ContextInput "context-input" "input {0} for context {1} cannot be used",
+    ContextRecursion "context-recursion" "context {0} is redirected too often",
+    ContextName "context-name" "invalid context name {0}",
+    OciLayoutRef "oci-layout-ref" "an OCI layout context needs name@digest, not {0}",
+    GitContext "git-context" "invalid git context {0}",
+    IgnoreFile "ignore-file" "the ignore file {0} cannot be used: {1}",
+    // Words and variables.
+    UnsetRequired "unset-required" "failed to process {0}: {1}: {2}",
+    BadSubstitution "bad-substitution" "bad substitution",
+    MissingBrace "missing-brace" "a substitution lacks its closing brace",
+    MissingSlash "missing-slash" "a replacement of a pattern lacks its second slash",
+    UnsupportedModifier "unsupported-modifier" "unsupported modifier {0} in a substitution",
+    InvalidPattern "invalid-pattern" "invalid pattern {0} in a substitution",
+    UnclosedQuote "unclosed-quote" "a {0} is not closed",
+    NestingTooDeep "nesting-too-deep" "substitutions are nested too deeply",
+    ExpansionTooLarge "expansion-too-large" "an expanded text is longer than {0} bytes",
+    // COPY and ADD.
+    Chmod "chmod" "invalid mode {0}: give octal digits between 0 and 07777",
+    ChmodSymbolic "chmod-symbolic" "invalid symbolic mode",
+    ChecksumMultiple "checksum-multiple" "a checksum needs exactly one source",
+    ChecksumSourceKind "checksum-source-kind" "a checksum is for HTTP(S) and Git sources",
+    ChecksumMismatch "checksum-mismatch" "the checksums {0} and {1} differ",
+    InvalidDigest "invalid-digest" "invalid checksum: write algorithm:hex digits",
+    CopyGit "copy-git" "COPY cannot fetch a Git repository: use ADD",
+    CopyUrl "copy-url" "COPY cannot fetch a URL: use ADD",
+    KeepGitDirConflict "keep-git-dir-conflict" "keep-git-dir is set both ways",
+    GitQueryUnknown "git-query-unknown" "unexpected query key {0}",
+    GitQueryMulti "git-query-multi" "query key {0} is given twice",
+    GitQueryNoValue "git-query-no-value" "query key {0} has no value",
+    GitQueryValue "git-query-value" "invalid value for {0}: {1}",
+    GitRefConflict "git-ref-conflict" "{0} conflicts: {1} and {2}",
+    GitBranchAndTag "git-branch-and-tag" "branch and tag exclude each other",
+    DriveLetter "drive-letter" "path {0} cannot be used: only drive C: can be addressed",
+    // Other instructions.
+    ExposeInvalidPort "expose-invalid-port" "invalid port {0}",
+    ExposeInvalidContainerPort "expose-invalid-container-port" "invalid container port {0}",
+    ExposeInvalidHostPort "expose-invalid-host-port" "invalid host port {0}",
+    ExposeInvalidIp "expose-invalid-ip" "invalid IP address {0}",
+    ExposeRangeMismatch "expose-range-mismatch" "port ranges {0} and {1} differ in length",
+    InvalidSignal "invalid-signal" "invalid signal {0}",
+    EpochInvalid "epoch-invalid" "invalid SOURCE_DATE_EPOCH {0}",
+    EpochStage "epoch-stage" "a SOURCE_DATE_EPOCH stage is FROM scratch with ARGs and exactly one remote ADD",
+    // Writing the graph.
+    BadExec "bad-exec" "a process needs a program to run",
+    InvalidUtf8 "invalid-utf8" "the graph holds text that is not UTF-8",
+    // Options.
+    BadResolveMode "bad-resolve-mode" "invalid image-resolve-mode: {0}",
+    BadNetmode "bad-netmode" "invalid network mode {0}",
+    TargetPlatformInvalid "target-platform-invalid" "invalid target platform {0}",
+    MultiPlatformConflict "multi-platform-conflict" "several target platforms need multi-platform",
+    InvalidOption "invalid-option" "invalid value for option {0}: {1}",
+    RemovedOption "removed-option" "option {0} is no longer supported",
+    MissingCap "missing-cap" "the build daemon lacks {0}",
+    UnsupportedFrontendCap "unsupported-frontend-cap" "unsupported frontend capability {0}",
+    UnsupportedRequest "unsupported-request" "unsupported request {0}",
+    SbomScanner "sbom-scanner" "the SBOM scanner {0} cannot be used: {1}",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_read_well() {
+        let error = Error::new(Kind::UnknownFlag, ["--mont"])
+            .suggest("mont", ["mount", "network"], Case::Sensitive)
+            .at(Lines { first: 2, last: 3 });
+        assert_eq!(error.to_string(), "unknown flag: --mont (did you mean mount?)");
+        assert_eq!(
+            Error::new(Kind::FlagNotBool, ["--link", "maybe"]).to_string(),
+            "flag --link is true or false, not maybe"
+        );
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
