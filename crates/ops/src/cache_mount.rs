@@ -60,7 +60,12 @@ impl CacheMounts {
         loop {
             let searching = gate.lock().await;
             if wanted.sharing == CacheSharingOpt::Shared {
-                let held = self.shared.lock().expect("no panic while holding shared mounts").get(&key).cloned();
+                let held = self
+                    .shared
+                    .lock()
+                    .expect("no panic while holding shared mounts")
+                    .get(&key)
+                    .cloned();
                 if let Some(held) = held.and_then(|weak| weak.upgrade()) {
                     return Ok(held);
                 }

@@ -79,7 +79,12 @@ impl OpError {
     pub fn code(&self) -> Code {
         match self {
             Self::Cancelled => Code::Canceled,
-            Self::Store(error) if matches!(**error, store::StoreError::NoSpace { .. } | store::StoreError::Ceiling { .. }) => {
+            Self::Store(error)
+                if matches!(
+                    **error,
+                    store::StoreError::NoSpace { .. } | store::StoreError::Ceiling { .. }
+                ) =>
+            {
                 Code::ResourceExhausted
             }
             Self::Exit { out_of_memory: true, .. } => Code::ResourceExhausted,

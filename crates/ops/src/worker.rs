@@ -9,7 +9,9 @@ use solver::{CacheMap, CacheMapStep, FoundRecord, InputKey, LoadFailure, RecordI
 use store::{Ref, Store};
 
 use crate::{
-    Jobs, OpError, cache_mount::CacheMounts, exec, file,
+    Jobs, OpError,
+    cache_mount::CacheMounts,
+    exec, file,
     key::{self, Selector},
 };
 
@@ -57,13 +59,22 @@ pub type Payload = Arc<Bound>;
 pub struct Bound {
     /// The vertex.
     pub vertex: Arc<llb::Vertex>,
-    instance: tokio::sync::Mutex<Option<Box<dyn source::Instance>>>,
+    instance: Arc<tokio::sync::Mutex<Option<Box<dyn source::Instance>>>>,
 }
 
 impl Bound {
     /// Wraps a vertex for the solver.
     pub fn new(vertex: Arc<llb::Vertex>) -> Payload {
-        Arc::new(Self { vertex, instance: tokio::sync::Mutex::new(None) })
+        Arc::new(Self { vertex, instance: Arc::default() })
+    }
+}
+
+/// A source that was resolved, for one caller at a time.
+struct Resolved(tokio::sync::OwnedMutexGuard<Option<Box<dyn source::Instance>>>);
+
+impl Resolved {
+    fn get(&mut self) -> &mut dyn source::Instance {
+        self.0.as_mut().expect("a resolved source stays resolved").as_mut()
     }
 }
 
@@ -107,18 +118,13 @@ impl Worker {
         self.sessions.group(self.jobs.sessions(&context.jobs()))
     }
 
-    async fn with_source<T>(
-        &self,
-        context: &Context,
-        source: &pb::SourceOp,
-        call: impl AsyncFnOnce(&mut dyn source::Instance) -> Result<T, OpError>,
-    ) -> Result<T, OpError> {
-        let bound = context.vertex();
-        let mut instance = bound.instance.lock().await;
+    /// The vertex's source, resolved on first use.
+    async fn source(&self, context: &Context, op: &pb::SourceOp) -> Result<Resolved, OpError> {
+        let mut instance = context.vertex().instance.clone().lock_owned().await;
         if instance.is_none() {
-            *instance = Some(self.resolve(context, source).await?);
+            *instance = Some(self.resolve(context, op).await?);
         }
-        call(instance.as_mut().expect("just resolved").as_mut()).await
+        Ok(Resolved(instance))
     }
 
     async fn resolve(
@@ -153,22 +159,22 @@ impl solver::Worker for Worker {
     async fn cache_map(&self, context: &Context, step: usize) -> Result<CacheMapStep, OpError> {
         let vertex = &context.vertex().vertex;
         if let Some(Op::Source(source)) = &vertex.op.op {
-            let key = self
-                .with_source(context, source, async |instance| {
-                    let progress = self.progress(context);
-                    Ok(instance.cache_key(step, &progress).await?)
-                })
-                .await?;
+            let progress = self.progress(context);
+            let key = self.source(context, source).await?.get().cache_key(step, &progress).await?;
             let map = CacheMap { digest: source_digest(&key.key), inputs: Vec::new() };
             return Ok(CacheMapStep { map, last: key.last });
         }
-        let map = key::cache_map(vertex).ok_or_else(|| OpError::invalid("an op without a kind has no key"))??;
+        let map = key::cache_map(vertex)
+            .ok_or_else(|| OpError::invalid("an op without a kind has no key"))??;
         let inputs = map.inputs.iter().map(|input| InputKey {
             selector: input.selector,
             content: input.content.is_some(),
             preprocess: input.unlazy,
         });
-        Ok(CacheMapStep { map: CacheMap { digest: map.digest().into(), inputs: inputs.collect() }, last: true })
+        Ok(CacheMapStep {
+            map: CacheMap { digest: map.digest().into(), inputs: inputs.collect() },
+            last: true,
+        })
     }
 
     async fn content_digest(
@@ -185,19 +191,24 @@ impl solver::Worker for Worker {
         }
         let Some(selectors) = wanted.content else { return Ok(None) };
         let reference = output.clone();
-        let digest = tokio::task::spawn_blocking(move || content_digest(reference.as_ref(), &selectors)).await;
-        digest.map_err(|error| OpError::invalid(format!("content digest broke off: {error}")))?.map(Some)
+        let digest =
+            tokio::task::spawn_blocking(move || content_digest(reference.as_ref(), &selectors))
+                .await;
+        digest
+            .map_err(|error| OpError::invalid(format!("content digest broke off: {error}")))?
+            .map(Some)
     }
 
-    async fn execute(&self, context: &Context, inputs: Vec<Option<Ref>>) -> Result<Vec<Option<Ref>>, OpError> {
+    async fn execute(
+        &self,
+        context: &Context,
+        inputs: Vec<Option<Ref>>,
+    ) -> Result<Vec<Option<Ref>>, OpError> {
         let vertex = context.vertex().vertex.clone();
         match vertex.op.op.as_ref() {
             Some(Op::Source(source)) => {
                 let progress = self.progress(context);
-                let reference = self
-                    .with_source(context, source, async |instance| Ok(instance.snapshot(&progress).await?))
-                    .await?;
-                Ok(vec![reference])
+                Ok(vec![self.source(context, source).await?.get().snapshot(&progress).await?])
             }
             Some(Op::Exec(op)) => {
                 if vertex.metadata.ignore_cache {
@@ -230,8 +241,11 @@ impl solver::Worker for Worker {
             Some(Op::Diff(op)) => {
                 let lower = op.lower.as_ref().and_then(|side| input(&inputs, side.input));
                 let upper = op.upper.as_ref().and_then(|side| input(&inputs, side.input));
-                for side in [&lower, &upper].into_iter().flatten() {
-                    self.ensure_local(context, side).await?;
+                if let Some(lower) = &lower {
+                    self.ensure_local(context, lower).await?;
+                }
+                if let Some(upper) = &upper {
+                    self.ensure_local(context, upper).await?;
                 }
                 Ok(vec![self.store.diff(lower.as_ref(), upper.as_ref()).await?])
             }
@@ -243,20 +257,29 @@ impl solver::Worker for Worker {
         }
     }
 
-    async fn load(&self, context: &Context, record: &FoundRecord) -> Result<Option<Ref>, LoadFailure> {
+    async fn load(
+        &self,
+        context: &Context,
+        record: &FoundRecord,
+    ) -> Result<Option<Ref>, LoadFailure> {
         let failure = |gone, reason: String| LoadFailure { gone, reason };
-        let id = self
-            .store
-            .parse_result_id(&record.record)
-            .ok_or_else(|| failure(true, format!("record {} is of another store", record.record)))?;
+        let id = self.store.parse_result_id(&record.record).ok_or_else(|| {
+            failure(true, format!("record {} is of another store", record.record))
+        })?;
         let Some(id) = id else { return Ok(None) };
-        let reference = self.store.get(&id).ok_or_else(|| failure(true, format!("record {id} is gone")))?;
+        let reference =
+            self.store.get(&id).ok_or_else(|| failure(true, format!("record {id} is gone")))?;
         if reference.needs_provider() {
             if let Some(Op::Source(source)) = &context.vertex().vertex.op.op {
-                let attached = self
-                    .with_source(context, source, async |instance| Ok(instance.attach(&reference).await?))
-                    .await;
-                attached.map_err(|error| failure(false, error.to_string()))?;
+                let mut instance = self
+                    .source(context, source)
+                    .await
+                    .map_err(|error| failure(false, error.to_string()))?;
+                instance
+                    .get()
+                    .attach(&reference)
+                    .await
+                    .map_err(|error| failure(false, error.to_string()))?;
             } else {
                 reference.attach_provider(self.sources.providers());
             }
@@ -312,23 +335,31 @@ impl Worker {
         if op.builder != -1 {
             return Err(OpError::invalid("only LLB builder is currently allowed"));
         }
-        let side = op.inputs.get(DEFINITION).ok_or_else(|| OpError::invalid(format!("no {DEFINITION} input")))?;
+        let side = op
+            .inputs
+            .get(DEFINITION)
+            .ok_or_else(|| OpError::invalid(format!("no {DEFINITION} input")))?;
         let reference = input(inputs, side.input)
             .ok_or_else(|| OpError::invalid(format!("no {DEFINITION} input found")))?;
         self.ensure_local(context, &reference).await?;
         let path = op.attrs.get("llbbuild.filename").map_or(DEFINITION, String::as_str).to_owned();
         let bytes = tokio::task::spawn_blocking(move || read_file(&reference, &path))
             .await
-            .map_err(|error| OpError::invalid(format!("reading the nested definition broke off: {error}")))??;
-        let wire = pb::Definition::decode(bytes.as_slice())
-            .map_err(|error| OpError::invalid(format!("failed to parse llb definition: {error}")))?;
+            .map_err(|error| {
+                OpError::invalid(format!("reading the nested definition broke off: {error}"))
+            })??;
+        let wire = pb::Definition::decode(bytes.as_slice()).map_err(|error| {
+            OpError::invalid(format!("failed to parse llb definition: {error}"))
+        })?;
         let platform = Platform::host();
         let options = llb::ParseOptions { default_platform: &platform, capabilities: None };
-        let definition =
-            llb::Definition::parse(&wire, &options).map_err(|error| OpError::invalid(error.to_string()))?;
+        let definition = llb::Definition::parse(&wire, &options)
+            .map_err(|error| OpError::invalid(error.to_string()))?;
         self.check_nested(&definition)?;
         let nested = context.nested();
-        let loaded = nested.load(bind(&definition), &[]).map_err(|error| OpError::invalid(error.to_string()))?;
+        let loaded = nested
+            .load(bind(&definition), &[])
+            .map_err(|error| OpError::invalid(error.to_string()))?;
         let built = nested.build(loaded.edge(edge(definition.result()))).await;
         match built {
             Ok(built) => Ok(vec![built.output]),
@@ -382,7 +413,12 @@ impl Machine {
             other => other,
         };
         let file = format!("buildkit-qemu-{name}");
-        let found = self.config.emulator_folders.iter().map(|folder| folder.join(&file)).find(|path| path.is_file());
+        let found = self
+            .config
+            .emulator_folders
+            .iter()
+            .map(|folder| folder.join(&file))
+            .find(|path| path.is_file());
         match found {
             Some(path) => Ok(Some(path)),
             // The kernel may know what to do with foreign programs by itself (binfmt_misc); if not,
@@ -409,7 +445,7 @@ fn input(inputs: &[Option<Ref>], index: i64) -> Option<Ref> {
 fn source_digest(key: &str) -> solver::KeyDigest {
     let digest = Digest::of_parts([b"buildkit.source.v0:".as_slice(), key.as_bytes()]);
     if key.starts_with("session:") {
-        return solver::KeyDigest::Random(format!("random:{}", digest.hex()).into());
+        return solver::KeyDigest::Random(digest);
     }
     digest.into()
 }
@@ -441,8 +477,10 @@ fn content_digest(reference: Option<&Ref>, selectors: &[Selector]) -> Result<Dig
             };
             index.checksum_filtered(&tree, &query)
         };
-        let digest = digest
-            .map_err(|cause| OpError::Checksum { record: reference.id().to_string(), cause: Arc::new(cause) })?;
+        let digest = digest.map_err(|cause| OpError::Checksum {
+            record: reference.id().to_string(),
+            cause: Arc::new(cause),
+        })?;
         digests.push(digest.to_string());
     }
     Ok(Digest::of(digests.join("\0")))

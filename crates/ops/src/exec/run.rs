@@ -1,9 +1,11 @@
 //! Running an exec op: mounts from inputs, a process, outputs from what it wrote.
 //! Source: LLB notes §4.
 
-use std::{os::fd::AsFd as _, sync::Arc};
+use std::sync::Arc;
 
-use executor::{ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Root, Secret, Security, Spec};
+use executor::{
+    ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Root, Secret, Security, Spec,
+};
 use llb::pb::{self, MountType, NetMode, SecurityMode};
 use session::Group;
 use snapshot::Tree;
@@ -11,10 +13,7 @@ use store::{MutRef, NewRecord, Ref};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    LogStream, Machine, OpError,
-    cache_mount::Wanted,
-};
+use crate::{LogStream, Machine, OpError, cache_mount::Wanted};
 
 /// A pipe read.
 const CHUNK: usize = 32 << 10;
@@ -40,7 +39,9 @@ enum After {
     /// Commit what was written.
     Commit(MutRef),
     /// Was written, is thrown away.
-    Scratch(#[expect(dead_code, reason = "held until the process ends, removed by its drop")] MutRef),
+    Scratch(
+        #[expect(dead_code, reason = "held until the process ends, removed by its drop")] MutRef,
+    ),
 }
 
 /// A mount made ready; the values keep its data alive while the process runs.
@@ -96,14 +97,23 @@ impl Run<'_> {
         root: &mut Option<Root>,
         caches: &mut std::collections::HashMap<String, Arc<MutRef>>,
     ) -> Result<Prepared, OpError> {
-        let kind = MountType::try_from(mount.mount_type)
-            .map_err(|_| OpError::invalid(format!("unknown mount type {} for {}", mount.mount_type, mount.dest)))?;
+        let kind = MountType::try_from(mount.mount_type).map_err(|_| {
+            OpError::invalid(format!("unknown mount type {} for {}", mount.mount_type, mount.dest))
+        })?;
         let dest = destination(mount, meta);
         let is_root = dest == "/";
         if is_root && kind != MountType::Bind {
-            return Err(OpError::invalid(format!("invalid mount type {} for /", kind.as_str_name())));
+            return Err(OpError::invalid(format!(
+                "invalid mount type {} for /",
+                kind.as_str_name()
+            )));
         }
-        let mut ready = Prepared { output: mount.output >= 0, after: After::Nothing, mount: None, _keep: Vec::new() };
+        let mut ready = Prepared {
+            output: mount.output >= 0,
+            after: After::Nothing,
+            mount: None,
+            _keep: Vec::new(),
+        };
         let description = || format!("mount {} from exec {args}", mount.dest);
         match kind {
             MountType::Bind => {
@@ -113,19 +123,29 @@ impl Run<'_> {
                 if is_root {
                     *root = Some(Root { tree: descriptor(&source)?, readonly: mount.readonly });
                 } else {
-                    let source = MountSource::Tree { tree: descriptor(&source)?, path: mount.selector.clone() };
-                    ready.mount = Some(placed(dest, source, mount.readonly, MountOptions::default()));
+                    let source = MountSource::Tree {
+                        tree: descriptor(&source)?,
+                        path: mount.selector.clone(),
+                    };
+                    ready.mount =
+                        Some(placed(dest, source, mount.readonly, MountOptions::default()));
                 }
                 ready._keep.push(Box::new(source));
             }
             MountType::Cache => {
-                let options =
-                    mount.cache_opt.as_ref().ok_or_else(|| OpError::invalid("missing cache mount options"))?;
+                let options = mount
+                    .cache_opt
+                    .as_ref()
+                    .ok_or_else(|| OpError::invalid("missing cache mount options"))?;
                 let sharing = pb::CacheSharingOpt::try_from(options.sharing)
                     .map_err(|_| OpError::invalid("invalid cache sharing option"))?;
                 let id = if options.id.is_empty() { dest.as_str() } else { options.id.as_str() };
                 let input = self.input(mount)?;
-                let label = if options.id.is_empty() { String::new() } else { format!(" with id {:?}", options.id) };
+                let label = if options.id.is_empty() {
+                    String::new()
+                } else {
+                    format!(" with id {:?}", options.id)
+                };
                 let wanted = Wanted {
                     id,
                     input: input.and_then(|(_, reference)| reference),
@@ -140,7 +160,8 @@ impl Run<'_> {
                 };
                 caches.insert(key, folder.clone());
                 let tree = folder.tree()?;
-                let source = MountSource::Tree { tree: descriptor(&tree)?, path: mount.selector.clone() };
+                let source =
+                    MountSource::Tree { tree: descriptor(&tree)?, path: mount.selector.clone() };
                 ready.mount = Some(placed(dest, source, mount.readonly, MountOptions::default()));
                 ready._keep.push(Box::new(tree));
                 ready._keep.push(Box::new(folder));
@@ -149,14 +170,17 @@ impl Run<'_> {
                 }
             }
             MountType::Tmpfs => {
-                let size = mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
+                let size =
+                    mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
                 let source = MountSource::Tmpfs { size: size.filter(|size| *size > 0) };
                 let options = MountOptions { nosuid: true, ..Default::default() };
                 ready.mount = Some(placed(dest, source, mount.readonly, options));
             }
             MountType::Secret => {
-                let options =
-                    mount.secret_opt.as_ref().ok_or_else(|| OpError::invalid("invalid secret mount options"))?;
+                let options = mount
+                    .secret_opt
+                    .as_ref()
+                    .ok_or_else(|| OpError::invalid("invalid secret mount options"))?;
                 if options.id.is_empty() {
                     return Err(OpError::invalid("secret ID missing from mount options"));
                 }
@@ -167,13 +191,19 @@ impl Run<'_> {
                         gid: options.gid,
                         mode: options.mode & 0o777,
                     };
-                    let options =
-                        MountOptions { nosuid: true, nodev: true, noexec: options.mode & 0o111 == 0 };
+                    let options = MountOptions {
+                        nosuid: true,
+                        nodev: true,
+                        noexec: options.mode & 0o111 == 0,
+                    };
                     ready.mount = Some(placed(dest, source, true, options));
                 }
             }
             MountType::Ssh => {
-                let options = mount.ssh_opt.as_ref().ok_or_else(|| OpError::invalid("invalid ssh mount options"))?;
+                let options = mount
+                    .ssh_opt
+                    .as_ref()
+                    .ok_or_else(|| OpError::invalid("invalid ssh mount options"))?;
                 if let Some((socket, folder)) = self.agent(options).await? {
                     let source = MountSource::HostPath(socket.path().to_owned());
                     ready.mount = Some(placed(dest, source, false, MountOptions::default()));
@@ -195,10 +225,16 @@ impl Run<'_> {
     ) -> Result<(Tree, After), OpError> {
         let reference = input.and_then(|(_, reference)| reference);
         let writable = || -> Result<MutRef, OpError> {
-            Ok(self.machine.store.create(NewRecord { parent: reference, description, ..NewRecord::default() })?)
+            Ok(self.machine.store.create(NewRecord {
+                parent: reference,
+                description,
+                ..NewRecord::default()
+            })?)
         };
         if mount.output >= 0 {
-            if let (true, false, Some(reference), Some((index, _))) = (mount.readonly, is_root, reference, input) {
+            if let (true, false, Some(reference), Some((index, _))) =
+                (mount.readonly, is_root, reference, input)
+            {
                 return Ok((reference.tree()?, After::Input(index)));
             }
             let tree = writable()?;
@@ -240,21 +276,33 @@ impl Run<'_> {
         let session = match found {
             Ok(session) => session,
             Err(_) if options.optional => return Ok(None),
-            Err(session::SessionError::Status(status)) if status.code() == tonic::Code::Unimplemented => {
-                return Err(OpError::invalid(format!("no SSH key {id:?} forwarded from the client")));
+            Err(session::SessionError::Status(status))
+                if status.code() == tonic::Code::Unimplemented =>
+            {
+                return Err(OpError::invalid(format!(
+                    "no SSH key {id:?} forwarded from the client"
+                )));
             }
             Err(error) => return Err(error.into()),
         };
         let folder = tempfile::Builder::new()
             .prefix("agent-")
             .tempdir_in(&self.machine.config.run_folder)
-            .map_err(|error| OpError::invalid(format!("make a folder for the agent's socket: {error}")))?;
-        let rights = session::AgentSocketOptions { uid: options.uid, gid: options.gid, mode: options.mode };
+            .map_err(|error| {
+                OpError::invalid(format!("make a folder for the agent's socket: {error}"))
+            })?;
+        let rights =
+            session::AgentSocketOptions { uid: options.uid, gid: options.gid, mode: options.mode };
         let socket = session::AgentSocket::listen(folder.path(), session, &id, rights)?;
         Ok(Some((socket, folder)))
     }
 
-    async fn spec(&self, meta: &pb::Meta, root: Root, prepared: &mut [Prepared]) -> Result<Spec, OpError> {
+    async fn spec(
+        &self,
+        meta: &pb::Meta,
+        root: Root,
+        prepared: &mut [Prepared],
+    ) -> Result<Spec, OpError> {
         let mut secrets = Vec::new();
         for env in &self.op.secretenv {
             if env.id.is_empty() || env.name.is_empty() {
@@ -296,7 +344,12 @@ impl Run<'_> {
         spec.emulator = self.machine.emulator(&self.platform)?;
         spec.apparmor_profile = self.machine.config.apparmor_profile.clone();
         if !self.op.cdi_devices.iter().all(|device| device.optional) {
-            let name = self.op.cdi_devices.iter().find(|device| !device.optional).map_or("", |device| &device.name);
+            let name = self
+                .op
+                .cdi_devices
+                .iter()
+                .find(|device| !device.optional)
+                .map_or("", |device| &device.name);
             return Err(OpError::invalid(format!("required device {name:?} is not registered")));
         }
         Ok(spec)
@@ -368,15 +421,20 @@ fn placed(dest: String, source: MountSource, readonly: bool, options: MountOptio
 
 /// A descriptor of the tree that the executor may hold by itself.
 pub(crate) fn descriptor(tree: &Tree) -> Result<Arc<std::os::fd::OwnedFd>, OpError> {
-    let fd = tree.as_fd().try_clone_to_owned();
-    fd.map(Arc::new).map_err(|error| OpError::invalid(format!("duplicate the descriptor of a tree: {error}")))
+    let fd = tree.fd().try_clone_to_owned();
+    fd.map(Arc::new)
+        .map_err(|error| OpError::invalid(format!("duplicate the descriptor of a tree: {error}")))
 }
 
 /// Limits of a process.
 pub fn rlimits(limits: &[pb::Ulimit]) -> Vec<executor::Rlimit> {
     limits
         .iter()
-        .map(|limit| executor::Rlimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+        .map(|limit| executor::Rlimit {
+            name: limit.name.clone(),
+            soft: limit.soft,
+            hard: limit.hard,
+        })
         .collect()
 }
 
@@ -386,7 +444,10 @@ pub fn extra_hosts(hosts: &[pb::HostIp]) -> Result<Vec<executor::ExtraHost>, OpE
         .iter()
         .map(|host| {
             let ip = host.ip.parse().map_err(|_| {
-                OpError::invalid(format!("failed to parse IP {:?} of extra host {:?}", host.ip, host.host))
+                OpError::invalid(format!(
+                    "failed to parse IP {:?} of extra host {:?}",
+                    host.ip, host.host
+                ))
             })?;
             Ok(executor::ExtraHost { host: host.host.clone(), ip })
         })

@@ -55,7 +55,9 @@ fn outputs(op: &pb::FileOp, inputs: usize) -> Result<Vec<usize>, OpError> {
     for (at, action) in op.actions.iter().enumerate() {
         for index in [action.input, action.secondary_input] {
             if index < -1 || index >= limit {
-                return Err(OpError::invalid(format!("invalid input index {index}, {limit} inputs and actions")));
+                return Err(OpError::invalid(format!(
+                    "invalid input index {index}, {limit} inputs and actions"
+                )));
             }
         }
         let Ok(output) = usize::try_from(action.output) else { continue };
@@ -75,18 +77,21 @@ fn outputs(op: &pb::FileOp, inputs: usize) -> Result<Vec<usize>, OpError> {
     found
         .into_iter()
         .enumerate()
-        .map(|(output, at)| at.ok_or_else(|| OpError::invalid(format!("missing output index {output}"))))
+        .map(|(output, at)| {
+            at.ok_or_else(|| OpError::invalid(format!("missing output index {output}")))
+        })
         .collect()
 }
 
 fn references(op: &pb::FileOp, at: usize, inputs: usize) -> impl Iterator<Item = usize> {
     let action = &op.actions[at];
-    let owners = owner(action).into_iter().flat_map(|owner| [&owner.user, &owner.group]).filter_map(|side| {
-        match side.as_ref()?.user.as_ref()? {
+    let owners = owner(action)
+        .into_iter()
+        .flat_map(|owner| [&owner.user, &owner.group])
+        .filter_map(|side| match side.as_ref()?.user.as_ref()? {
             pb::user_opt::User::ByName(named) => Some(named.input),
             pb::user_opt::User::ById(_) => None,
-        }
-    });
+        });
     let all: Vec<usize> = [action.input, action.secondary_input]
         .into_iter()
         .chain(owners)
@@ -139,7 +144,9 @@ fn order(op: &pb::FileOp, inputs: usize, outputs: &[usize]) -> Result<Vec<usize>
                 for other in references(op, at, inputs) {
                     match marks[other] {
                         Mark::New => stack.push((other, false)),
-                        Mark::Open => return Err(OpError::invalid(format!("loop from index {other}"))),
+                        Mark::Open => {
+                            return Err(OpError::invalid(format!("loop from index {other}")));
+                        }
                         Mark::Done => {}
                     }
                 }
@@ -160,15 +167,24 @@ impl Run<'_> {
         match action.action.as_ref() {
             Some(Action::Mkdir(folder)) => {
                 let mode = folder.mode as u32 & 0o777;
-                copy::mkdir(&tree, &folder.path, mode, folder.make_parents, owner, time(folder.timestamp))
-                    .map_err(failed)?;
+                copy::mkdir(
+                    &tree,
+                    &folder.path,
+                    mode,
+                    folder.make_parents,
+                    owner,
+                    time(folder.timestamp),
+                )
+                .map_err(failed)?;
             }
             Some(Action::Mkfile(file)) => {
                 let mode = file.mode as u32 & 0o777;
-                copy::mkfile(&tree, &file.path, mode, &file.data, owner, time(file.timestamp)).map_err(failed)?;
+                copy::mkfile(&tree, &file.path, mode, &file.data, owner, time(file.timestamp))
+                    .map_err(failed)?;
             }
             Some(Action::Symlink(link)) => {
-                copy::symlink(&tree, &link.oldpath, &link.newpath, owner, time(link.timestamp)).map_err(failed)?;
+                copy::symlink(&tree, &link.oldpath, &link.newpath, owner, time(link.timestamp))
+                    .map_err(failed)?;
             }
             Some(Action::Rm(rm)) => {
                 copy::rm(&tree, &rm.path, rm.allow_not_found, rm.allow_wildcard).map_err(failed)?;
@@ -190,7 +206,8 @@ impl Run<'_> {
                     exclude: action.exclude_patterns.clone(),
                     always_replace: action.always_replace_existing_dest_paths,
                 };
-                copy::copy(source.as_ref(), &action.src, &tree, &action.dest, &options).map_err(failed)?;
+                copy::copy(source.as_ref(), &action.src, &tree, &action.dest, &options)
+                    .map_err(failed)?;
             }
             None => return Err(OpError::invalid(format!("file action {at} has no kind"))),
         }
@@ -206,7 +223,10 @@ impl Run<'_> {
             Place::Input(input) => self.inputs[input].clone(),
             Place::Action(other) => {
                 let alone = self.uses[other] == 1 && self.op.actions[other].output < 0;
-                if alone && let Made::Open(tree) = std::mem::replace(&mut self.made[other], Made::Nothing) {
+                if alone
+                    && let Made::Open(tree) =
+                        std::mem::replace(&mut self.made[other], Made::Nothing)
+                {
                     return Ok(tree);
                 }
                 self.committed(other)?
