@@ -1,6 +1,8 @@
 //! The Dockerfile frontend.
 
 pub mod error;
+pub mod instructions;
+pub mod lint;
 pub mod parser;
 pub mod shell;
 mod suggest;
