@@ -13,7 +13,9 @@ use std::{
     sync::Arc,
 };
 
-use crate::{LayerError, LayerId, LayerInfo, Limits, SnapshotError, Tree};
+use crate::{
+    LayerError, LayerId, LayerInfo, Limits, SnapshotError, Tree, native::Native, overlay::Overlay,
+};
 
 /// Makes, mounts and removes layers. Lists of layers are ordered bottom first. All calls block;
 /// none holds a lock while it works on files.
@@ -141,6 +143,16 @@ pub enum Choice {
 /// Opens the snapshot folder `root` (made if missing) with a driver; half-made layers and trash of
 /// an earlier process are removed.
 pub fn open(root: &Path, choice: Choice) -> Result<Arc<dyn Snapshotter>, SnapshotError> {
-    let _ = (root, choice);
-    unreachable!("not built yet")
+    match choice {
+        Choice::Overlay => Ok(Arc::new(Overlay::open(root)?)),
+        Choice::Native => Ok(Arc::new(Native::open(root)?)),
+        Choice::Auto => match Overlay::open(root) {
+            Ok(overlay) => Ok(Arc::new(overlay)),
+            Err(SnapshotError::Unusable { reason, .. }) => {
+                tracing::warn!("overlay cannot be used at {}: {reason}; copying", root.display());
+                Ok(Arc::new(Native::open(root)?))
+            }
+            Err(error) => Err(error),
+        },
+    }
 }

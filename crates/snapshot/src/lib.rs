@@ -9,11 +9,21 @@ pub mod contenthash;
 pub mod copy;
 pub mod driver;
 pub mod error;
+mod folders;
 pub mod id;
 pub mod layer;
+mod mounts;
 pub mod native;
 pub mod overlay;
+mod scoped;
+#[cfg(test)]
+mod suite;
+mod sys;
+#[cfg(test)]
+mod testing;
+mod trash;
 pub mod tree;
+mod usage;
 
 pub use driver::{Choice, Extracted, Snapshotter, Usage, open};
 pub use error::SnapshotError;

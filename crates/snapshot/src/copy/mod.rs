@@ -3,6 +3,8 @@
 //! `ops` binds the file op to these functions. They take trees and plain values, follow the LLB
 //! notes §5, and name paths in errors as the client wrote them.
 
+pub(crate) mod transfer;
+
 use std::io;
 
 use crate::{LayerError, Tree};

@@ -1,0 +1,1 @@
+//! What every snapshot driver must do.
