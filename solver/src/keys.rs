@@ -10,7 +10,10 @@
 use std::{
     fmt,
     str::FromStr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use base::{Digest, ParseDigestError};
@@ -195,6 +198,7 @@ struct Inner {
     vertex: Option<Digest>,
     inputs: Vec<Vec<SelectedKey>>,
     ids: Mutex<Vec<(StoreIndex, KeyId)>>,
+    unexported: AtomicBool,
 }
 
 impl CacheKey {
@@ -210,7 +214,8 @@ impl CacheKey {
         vertex: Option<Digest>,
         inputs: Vec<Vec<SelectedKey>>,
     ) -> Self {
-        Self(Arc::new(Inner { digest, output, vertex, inputs, ids: Mutex::new(Vec::new()) }))
+        let (ids, unexported) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        Self(Arc::new(Inner { digest, output, vertex, inputs, ids, unexported }))
     }
 
     /// The key of content: no operation, just the digest of what was read.
@@ -268,6 +273,16 @@ impl CacheKey {
         if !self.is_root() && !ids.iter().any(|(known, _)| *known == store) {
             ids.push((store, id));
         }
+    }
+
+    /// Whether an exported cache leaves out the results of this key: its vertex asked for that, and
+    /// was matched without being loaded or executed.
+    pub fn is_unexported(&self) -> bool {
+        self.0.unexported.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unexported(&self, unexported: bool) {
+        self.0.unexported.store(unexported, Ordering::Relaxed);
     }
 
     /// Whether both are the very same object (not merely equal).

@@ -16,6 +16,8 @@ pub mod progress;
 pub mod store;
 pub mod worker;
 
+mod slab;
+
 pub use decision::{Decision, Miss, Origin};
 pub use driver::{BuildError, Builder, Built, Job, LoadError, Loaded, Options, Solver};
 pub use graph::Edge;
