@@ -111,15 +111,6 @@ impl Folders {
         self.trash.throw(&self.layer(layer)).map(|_| ())
     }
 
-    /// Moves any folder to the trash.
-    pub fn throw(&self, path: &Path) -> Result<bool, SnapshotError> {
-        self.trash.throw(path)
-    }
-
-    pub fn trash(&self) -> Arc<Trash> {
-        Arc::clone(&self.trash)
-    }
-
     pub fn list(&self) -> Result<Vec<LayerId>, SnapshotError> {
         let failed = |error| SnapshotError::io("list", &self.root, error);
         let mut layers = Vec::new();

@@ -16,6 +16,7 @@ mod mounts;
 pub mod native;
 pub mod overlay;
 mod scoped;
+mod skeleton;
 #[cfg(test)]
 mod suite;
 mod sys;

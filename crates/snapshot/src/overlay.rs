@@ -2,7 +2,8 @@
 //!
 //! `snapshots/<layer>/fs` is the upper folder while the layer is written and a lower folder ever
 //! after, whiteouts and opaque marks included. Merging trees is concatenating their lists; nothing
-//! is ever copied. The work folder lives beside it for the time of a writable mount.
+//! is ever copied. The work folder lives beside it for the time of a writable mount. A layer that
+//! stands over other layers than it was written over may need its [`skeleton`](crate::skeleton).
 
 use std::{
     fs, io,
@@ -17,6 +18,7 @@ use crate::{
     folders::{Folders, Staged, bytes},
     layer::{self, Marks, settle},
     mounts::{self, OverlayFolders, OverlayForm},
+    skeleton::{Over, Skeletons},
     sys,
 };
 
@@ -28,6 +30,7 @@ pub(crate) const NAME: &str = "overlayfs";
 pub struct Overlay {
     folders: Folders,
     form: OverlayForm,
+    skeletons: Skeletons,
 }
 
 impl Overlay {
@@ -36,7 +39,14 @@ impl Overlay {
         let folders = Folders::open(root)?;
         let form = probe(&folders)?;
         tracing::debug!(root = %root.display(), ?form, "overlay snapshotter");
-        Ok(Self { folders, form })
+        Ok(Self { folders, form, skeletons: Skeletons::default() })
+    }
+
+    /// The same driver as it works on kernels that take the lower folders as one string.
+    #[cfg(test)]
+    pub(crate) fn without_appending(mut self) -> Self {
+        self.form.append = false;
+        self
     }
 
     /// Names of the marks overlay uses on this machine.
@@ -44,35 +54,50 @@ impl Overlay {
         Marks::overlay(self.form.user_xattrs)
     }
 
-    fn mount_read_only(&self, lowers: &[LayerId]) -> io::Result<Tree> {
-        if lowers.is_empty() {
-            return Ok(Tree::new(mounts::bind(&self.folders.empty(), true)?, false));
+    /// The folders that show `lowers`, topmost first.
+    fn lower_folders(&self, lowers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut paths = Vec::with_capacity(lowers.len() + 1);
+        for (at, layer) in lowers.iter().enumerate() {
+            paths.extend(self.skeletons.needed(&self.folders, layer, &lowers[..at])?);
+            paths.push(self.folders.files(layer));
         }
-        let mut paths: Vec<PathBuf> =
-            lowers.iter().rev().map(|layer| self.folders.files(layer)).collect();
+        paths.reverse();
+        Ok(paths)
+    }
+
+    fn mount_read_only(&self, lowers: &[LayerId]) -> Result<Tree, SnapshotError> {
+        if lowers.is_empty() {
+            let empty = self.folders.empty();
+            let fd = mounts::bind(&empty, true)
+                .map_err(|error| SnapshotError::io("mount", &empty, error))?;
+            return Ok(Tree::new(fd, false));
+        }
+        let mut paths = self.lower_folders(lowers)?;
         if paths.len() == 1 {
-            // Overlay wants two folders, and a plain bind would show the layer's whiteouts.
+            // Overlay wants two folders, and a plain bind would show the layer's marks.
             paths.push(self.folders.empty());
         }
         let folders = OverlayFolders { lowers: &paths, upper: None };
-        Ok(Tree::new(mounts::overlay(self.form, &folders)?, false))
+        let fd = mounts::overlay(self.form, &folders)
+            .map_err(|error| SnapshotError::io("mount", &paths[0], error))?;
+        Ok(Tree::new(fd, false))
     }
 
-    fn mount_writable(&self, lowers: &[LayerId], layer: &LayerId) -> io::Result<Tree> {
+    fn mount_writable(&self, lowers: &[LayerId], layer: &LayerId) -> Result<Tree, SnapshotError> {
         let upper = self.folders.files(layer);
+        let failed = |error| SnapshotError::io("mount", &upper, error);
         if lowers.is_empty() {
-            return Ok(Tree::new(mounts::bind(&upper, false)?, true));
+            return Ok(Tree::new(mounts::bind(&upper, false).map_err(failed)?, true));
         }
         // Always a fresh work folder: an earlier one may belong to a mount that is still dying, and
         // carries the mark with which `volatile` refuses to be used again.
         let layer = self.folders.layer(layer);
-        self.remove_work_folders(&layer)?;
+        self.remove_work_folders(&layer).map_err(failed)?;
         let work = layer.join(format!("{WORK}{}", base::id::random_hex(4)));
-        rustix::fs::mkdir(&work, sys::mode_bits(0o700))?;
-        let paths: Vec<PathBuf> =
-            lowers.iter().rev().map(|layer| self.folders.files(layer)).collect();
+        rustix::fs::mkdir(&work, sys::mode_bits(0o700)).map_err(|error| failed(error.into()))?;
+        let paths = self.lower_folders(lowers)?;
         let folders = OverlayFolders { lowers: &paths, upper: Some((&upper, &work)) };
-        Ok(Tree::new(mounts::overlay(self.form, &folders)?, true))
+        Ok(Tree::new(mounts::overlay(self.form, &folders).map_err(failed)?, true))
     }
 
     fn remove_work_folders(&self, layer: &Path) -> io::Result<()> {
@@ -117,7 +142,9 @@ impl Snapshotter for Overlay {
 
     fn create(&self, layer: &LayerId, lowers: &[LayerId]) -> Result<(), SnapshotError> {
         self.folders.check(lowers)?;
-        self.stage(lowers)?.commit(layer)
+        let staged = self.stage(lowers)?;
+        Over::of(lowers).write(staged.path())?;
+        staged.commit(layer)
     }
 
     fn mount(&self, lowers: &[LayerId], upper: Option<&LayerId>) -> Result<Tree, SnapshotError> {
@@ -125,12 +152,9 @@ impl Snapshotter for Overlay {
             None => self.mount_read_only(lowers),
             Some(upper) => self.mount_writable(lowers, upper),
         };
-        mounted.map_err(|error| {
-            if let Err(missing) = self.folders.check(lowers.iter().chain(upper)) {
-                return missing;
-            }
-            let top = upper.or(lowers.last()).map(|layer| self.folders.layer(layer));
-            SnapshotError::io("mount", top.unwrap_or_else(|| self.folders.empty()), error)
+        mounted.map_err(|error| match self.folders.check(lowers.iter().chain(upper)) {
+            Err(missing) => missing,
+            Ok(()) => error,
         })
     }
 
@@ -142,6 +166,7 @@ impl Snapshotter for Overlay {
     }
 
     fn remove(&self, layer: &LayerId) -> Result<(), SnapshotError> {
+        self.skeletons.forget(layer);
         self.folders.remove(layer)
     }
 
@@ -202,6 +227,11 @@ impl Snapshotter for Overlay {
                 settle::emptied_root(&staged.files(), &base, &self.marks())?;
             }
         }
+        let over = match unpacked.removes {
+            true => self.skeletons.make(&staged, &self.marks())?,
+            false => Over::Anything,
+        };
+        over.write(staged.path())?;
         Ok(staged.commit(&layer)?)
     }
 
@@ -214,6 +244,7 @@ impl Snapshotter for Overlay {
         let (lower, upper) = (self.mount(lower, None)?, self.mount(upper, None)?);
         let staged = self.stage(&[])?;
         layer::write_delta(&lower, &upper, &staged.files())?;
+        self.skeletons.make(&staged, &self.marks())?.write(staged.path())?;
         staged.commit(layer)
     }
 

@@ -5,8 +5,9 @@
 //! that only the double walk sees unchanged names of changed hard links.
 
 use std::{
+    collections::HashSet,
     io::Read as _,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -59,7 +60,7 @@ pub(crate) fn overlay(
     marks: &Marks,
     sink: &mut dyn Sink,
 ) -> Result<(), LayerError> {
-    Walk { sink, marks: Some(marks), path: Vec::new(), depth: 0 }.overlay(base, upper)
+    Walk { sink, marks: Some(marks), path: Vec::new(), stack: Vec::new() }.run(base, upper)
 }
 
 /// Compares two trees; without `lower` everything in `upper` is new.
@@ -68,7 +69,7 @@ pub(crate) fn double(
     upper: BorrowedFd<'_>,
     sink: &mut dyn Sink,
 ) -> Result<(), LayerError> {
-    Walk { sink, marks: None, path: Vec::new(), depth: 0 }.double(lower, upper)
+    Walk { sink, marks: None, path: Vec::new(), stack: Vec::new() }.run(lower, upper)
 }
 
 struct Walk<'s> {
@@ -76,169 +77,140 @@ struct Walk<'s> {
     /// Given while the upper side is a raw overlay folder, whose whiteouts mean absence.
     marks: Option<&'s Marks>,
     path: Vec<u8>,
-    depth: usize,
+    stack: Vec<Folder>,
+}
+
+/// A folder being compared.
+struct Folder {
+    lower: Option<OwnedFd>,
+    upper: OwnedFd,
+    /// Names to come, with the side or sides that have them.
+    names: std::vec::IntoIter<(Box<[u8]>, Side)>,
+    /// What the upper folder does not name is gone, rather than unchanged.
+    complete: bool,
+    /// Length of its own path.
+    length: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Lower,
+    Upper,
 }
 
 impl Walk<'_> {
-    fn overlay(
-        &mut self,
-        base: Option<BorrowedFd<'_>>,
+    fn run(
+        mut self,
+        lower: Option<BorrowedFd<'_>>,
         upper: BorrowedFd<'_>,
     ) -> Result<(), LayerError> {
-        for entry in self.try_at(sys::read_dir_sorted(upper))? {
-            let length = self.enter(&entry.name);
-            let meta = self.try_at(sys::stat_at(upper, &entry.name))?;
-            let below = match base {
-                Some(base) => self.try_at(sys::try_stat_at(base, &entry.name))?,
-                None => None,
+        let lower = match lower {
+            Some(lower) => Some(self.try_at(sys::open_dir(lower, b"."))?),
+            None => None,
+        };
+        let upper = self.try_at(sys::open_dir(upper, b"."))?;
+        self.open(lower, upper, self.marks.is_none())?;
+        while let Some(folder) = self.stack.last_mut() {
+            self.path.truncate(folder.length);
+            let Some((name, side)) = folder.names.next() else {
+                self.stack.pop();
+                continue;
             };
-            match (meta.is_whiteout(), &below) {
-                (true, None) => {}
-                (true, Some(_)) => self.report(Kind::Deleted, upper, None)?,
-                (false, None) => self.report(Kind::Added, upper, Some(&meta))?,
-                (false, Some(below)) => {
-                    let base = base.expect("something below was found in the base");
-                    if !self.equal((base, below), (upper, &meta), &entry.name)? {
-                        self.report(Kind::Modified, upper, Some(&meta))?;
-                    }
-                }
+            if !self.path.is_empty() {
+                self.path.push(b'/');
             }
-            if meta.is_dir() {
-                let upper = self.try_at(sys::open_dir(upper, &entry.name))?;
-                let base = match (base, &below) {
-                    (Some(base), Some(below)) if below.is_dir() => {
-                        Some(self.try_at(sys::open_dir(base, &entry.name))?)
-                    }
-                    _ => None,
-                };
-                let base = base.as_ref().map(|fd| fd.as_fd());
-                let opaque = base.is_some() && self.is_opaque(upper.as_fd())?;
-                self.deeper(|walk| match opaque {
-                    true => walk.double(base, upper.as_fd()),
-                    false => walk.overlay(base, upper.as_fd()),
-                })?;
+            self.path.extend_from_slice(&name);
+            if let Some((lower, upper, complete)) = self.entry(&name, side)? {
+                self.open(lower, upper, complete)?;
             }
-            self.path.truncate(length);
         }
         Ok(())
     }
 
-    fn double(
+    fn open(
         &mut self,
-        lower: Option<BorrowedFd<'_>>,
-        upper: BorrowedFd<'_>,
+        lower: Option<OwnedFd>,
+        upper: OwnedFd,
+        complete: bool,
     ) -> Result<(), LayerError> {
-        let mut old = match lower {
-            Some(lower) => self.try_at(sys::read_dir_sorted(lower))?,
-            None => Vec::new(),
-        }
-        .into_iter()
-        .map(|entry| entry.name)
-        .peekable();
-        let mut new = self
-            .try_at(sys::read_dir_sorted(upper))?
-            .into_iter()
-            .map(|entry| entry.name)
-            .peekable();
-        loop {
-            let (in_old, in_new) = match (old.peek(), new.peek()) {
-                (None, None) => return Ok(()),
-                (Some(_), None) => (true, false),
-                (None, Some(_)) => (false, true),
-                (Some(old), Some(new)) => (old <= new, new <= old),
-            };
-            let old_name = if in_old { old.next() } else { None };
-            let new_name = if in_new { new.next() } else { None };
-            let Some(name) = new_name.as_ref().or(old_name.as_ref()) else { return Ok(()) };
-            let length = self.enter(name);
-            let meta = match &new_name {
-                Some(name) => Some(self.try_at(sys::stat_at(upper, name))?),
-                None => None,
-            }
-            .filter(|meta| !(self.marks.is_some() && meta.is_whiteout()));
-            match (lower.filter(|_| in_old), meta) {
-                (None, None) => {}
-                (Some(_), None) => self.report(Kind::Deleted, upper, None)?,
-                (None, Some(meta)) => {
-                    self.report(Kind::Added, upper, Some(&meta))?;
-                    self.descend(None, upper, name, &meta)?;
-                }
-                (Some(lower), Some(meta)) => {
-                    let before = self.try_at(sys::stat_at(lower, name))?;
-                    if !self.equal((lower, &before), (upper, &meta), name)? {
-                        self.report(Kind::Modified, upper, Some(&meta))?;
-                    } else if meta.links > 1 && !meta.is_dir() {
-                        self.report(Kind::Unmodified, upper, Some(&meta))?;
-                    }
-                    self.descend(before.is_dir().then_some(lower), upper, name, &meta)?;
-                }
-            }
-            self.path.truncate(length);
-        }
-    }
-
-    fn descend(
-        &mut self,
-        lower: Option<BorrowedFd<'_>>,
-        upper: BorrowedFd<'_>,
-        name: &[u8],
-        meta: &Meta,
-    ) -> Result<(), LayerError> {
-        if !meta.is_dir() {
-            return Ok(());
-        }
-        let upper = self.try_at(sys::open_dir(upper, name))?;
-        let lower = match lower {
-            Some(lower) => Some(self.try_at(sys::open_dir(lower, name))?),
-            None => None,
-        };
-        self.deeper(|walk| walk.double(lower.as_ref().map(|fd| fd.as_fd()), upper.as_fd()))
-    }
-
-    fn deeper(
-        &mut self,
-        walk: impl FnOnce(&mut Self) -> Result<(), LayerError>,
-    ) -> Result<(), LayerError> {
-        if self.depth >= sys::MAX_DEPTH {
+        if self.stack.len() >= sys::MAX_DEPTH {
             return Err(SnapshotError::TooDeep { path: self.shown() }.into());
         }
-        self.depth += 1;
-        let result = walk(self);
-        self.depth -= 1;
-        result
-    }
-
-    fn report(
-        &mut self,
-        kind: Kind,
-        folder: BorrowedFd<'_>,
-        meta: Option<&Meta>,
-    ) -> Result<(), LayerError> {
-        self.sink.change(&Change { kind, path: &self.path, meta, folder })
-    }
-
-    /// Adds a component and gives the length to go back to.
-    fn enter(&mut self, name: &[u8]) -> usize {
-        let length = self.path.len();
-        if length > 0 {
-            self.path.push(b'/');
+        let list = |walk: &Self, fd: &OwnedFd, side| -> Result<Vec<_>, LayerError> {
+            let entries = walk.try_at(sys::read_dir(fd))?;
+            Ok(entries.into_iter().map(|entry| (entry.name, side)).collect())
+        };
+        let mut names = list(self, &upper, Side::Upper)?;
+        if let (Some(lower), true) = (&lower, complete) {
+            let known: HashSet<&[u8]> = names.iter().map(|(name, _)| &name[..]).collect();
+            let mut gone = list(self, lower, Side::Lower)?;
+            gone.retain(|(name, _)| !known.contains(&name[..]));
+            names.extend(gone);
         }
-        self.path.extend_from_slice(name);
-        length
+        names.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+        let length = self.path.len();
+        self.stack.push(Folder { lower, upper, names: names.into_iter(), complete, length });
+        Ok(())
     }
 
-    fn is_opaque(&self, folder: BorrowedFd<'_>) -> Result<bool, LayerError> {
-        let Some(marks) = self.marks else { return Ok(false) };
-        self.try_at(marks.is_opaque(At::Fd(folder)))
-    }
-
-    fn equal(
-        &self,
-        (lower, before): (BorrowedFd<'_>, &Meta),
-        (upper, after): (BorrowedFd<'_>, &Meta),
+    /// Reports one name of the innermost folder. A folder below it that is to be compared next is
+    /// returned.
+    fn entry(
+        &mut self,
         name: &[u8],
-    ) -> Result<bool, LayerError> {
-        self.try_at(equal((lower, before), (upper, after), name))
+        side: Side,
+    ) -> Result<Option<(Option<OwnedFd>, OwnedFd, bool)>, LayerError> {
+        let Folder { lower, upper, complete, .. } =
+            self.stack.last().expect("an entry is in a folder");
+        let (lower, upper, complete) = (lower.as_ref(), upper.as_fd(), *complete);
+        let change = |kind, meta| Change { kind, path: &self.path, meta, folder: upper };
+        if side == Side::Lower {
+            self.sink.change(&change(Kind::Deleted, None))?;
+            return Ok(None);
+        }
+        let meta = self.try_at(sys::stat_at(upper, name))?;
+        let before = match lower {
+            Some(lower) => self.try_at(sys::try_stat_at(lower, name))?.map(|meta| (lower, meta)),
+            None => None,
+        };
+        if self.marks.is_some() && meta.is_whiteout() {
+            if before.is_some() {
+                self.sink.change(&change(Kind::Deleted, None))?;
+            }
+            return Ok(None);
+        }
+        let kind = match &before {
+            None => Some(Kind::Added),
+            Some((lower, before)) => {
+                let equal = self.try_at(equal((lower.as_fd(), before), (upper, &meta), name))?;
+                // Only a complete comparison knows all names of a file.
+                let linked = complete && meta.links > 1 && !meta.is_dir();
+                match equal {
+                    false => Some(Kind::Modified),
+                    true => linked.then_some(Kind::Unmodified),
+                }
+            }
+        };
+        if let Some(kind) = kind {
+            self.sink.change(&change(kind, Some(&meta)))?;
+        }
+        if !meta.is_dir() {
+            return Ok(None);
+        }
+        let below = self.try_at(sys::open_dir(upper, name))?;
+        let lower = match before {
+            Some((lower, before)) if before.is_dir() => {
+                Some(self.try_at(sys::open_dir(lower, name))?)
+            }
+            _ => None,
+        };
+        let opaque = match self.marks {
+            Some(marks) if !complete && lower.is_some() => {
+                self.try_at(marks.is_opaque(At::Fd(below.as_fd())))?
+            }
+            _ => false,
+        };
+        Ok(Some((lower, below, complete || opaque)))
     }
 
     fn shown(&self) -> PathBuf {

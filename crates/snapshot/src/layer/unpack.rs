@@ -76,6 +76,8 @@ pub(crate) struct Unpacked {
     pub root_described: bool,
     /// The tar removes everything below it.
     pub root_emptied: bool,
+    /// The tar removes something.
+    pub removes: bool,
 }
 
 /// Unpacks an uncompressed tar of any kind into the folder `path` of `tree`, as ADD does: names of
@@ -123,6 +125,7 @@ fn unpack_into(
         made: HashSet::new(),
         root_described: false,
         root_emptied: false,
+        removes: false,
         buffer: vec![0; COPY_BUFFER],
     };
     while let Some(entry) = reader.next()? {
@@ -130,10 +133,10 @@ fn unpack_into(
     }
     unpacker.set_times()?;
     let info = reader.finish()?;
-    let Unpacker { mut implied, times, root_described, root_emptied, .. } = unpacker;
+    let Unpacker { mut implied, times, root_described, root_emptied, removes, .. } = unpacker;
     let described: HashSet<&[u8]> = times.iter().map(|(path, ..)| &path[..]).collect();
     implied.retain(|path| !described.contains(&path[..]));
-    Ok(Unpacked { info, implied, root_described, root_emptied })
+    Ok(Unpacked { info, implied, root_described, root_emptied, removes })
 }
 
 struct Unpacker<'a> {
@@ -147,6 +150,7 @@ struct Unpacker<'a> {
     made: HashSet<Vec<u8>>,
     root_described: bool,
     root_emptied: bool,
+    removes: bool,
     buffer: Vec<u8>,
 }
 
@@ -240,8 +244,13 @@ impl Unpacker<'_> {
     }
 
     fn note(&mut self, path: &[u8]) {
-        if matches!(self.options.whiteouts, Whiteouts::Remove) {
-            self.made.insert(path.to_vec());
+        if !matches!(self.options.whiteouts, Whiteouts::Remove) {
+            return;
+        }
+        // Folders above count as well: removing them would remove this.
+        let mut path = path;
+        while !path.is_empty() && self.made.insert(path.to_vec()) {
+            path = scoped::split(path).0;
         }
     }
 
@@ -263,6 +272,7 @@ impl Unpacker<'_> {
         name: &[u8],
         entry: &Entry,
     ) -> Result<(), LayerError> {
+        self.removes = true;
         if name == OPAQUE {
             self.root_emptied |= parent.is_empty();
             let result = match self.options.whiteouts {
