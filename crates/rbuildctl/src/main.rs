@@ -1,1 +1,124 @@
-fn main() {}
+//! `rbuildctl`: builds images and looks after a daemon's images, containers and caches.
+//!
+//! Every command is one file below `commands`; it gets a connected [`client::Client`] and prints
+//! what docker's or buildctl's command of the same name prints. Errors end here, in one place,
+//! together with the exit status.
+
+mod build;
+mod commands;
+mod connection;
+mod csv;
+mod format;
+mod table;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use client::ClientError;
+
+use connection::ConnectionArgs;
+
+/// Builds container images; talks to rbuildd or any daemon with BuildKit's interface.
+#[derive(Parser)]
+#[command(name = "rbuildctl", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    /// Print details of errors and warnings
+    #[arg(long, short = 'D', global = true)]
+    debug: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(visible_alias = "b")]
+    Build(Box<build::BuildArgs>),
+    Images(commands::images::ImagesArgs),
+    Tag(commands::images::TagArgs),
+    Rmi(commands::images::RmiArgs),
+    Run(commands::run::RunArgs),
+    Ps(commands::containers::PsArgs),
+    Logs(commands::containers::LogsArgs),
+    Stop(commands::containers::StopArgs),
+    Kill(commands::containers::KillArgs),
+    Rm(commands::containers::RmArgs),
+    Du(commands::du::DuArgs),
+    Prune(commands::prune::PruneArgs),
+    PruneHistories(commands::prune::PruneHistoriesArgs),
+    /// Look into the daemon
+    #[command(subcommand)]
+    Debug(commands::debug::DebugCommand),
+    #[command(hide = true)]
+    DialStdio(commands::dial_stdio::DialStdioArgs),
+    Completion(commands::completion::CompletionArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let debug = cli.debug;
+    init_logging(debug);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into(), debug),
+    };
+    let result = runtime.block_on(run(cli));
+    // Reads of standard input cannot be cancelled; leaving must not wait for them.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => report(&error, debug),
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let connection = cli.connection;
+    match cli.command {
+        Command::Build(args) => build::run(*args, &connection, cli.debug).await,
+        Command::Images(args) => args.run(&connection).await,
+        Command::Tag(args) => args.run(&connection).await,
+        Command::Rmi(args) => args.run(&connection).await,
+        Command::Run(args) => args.run(&connection).await,
+        Command::Ps(args) => args.run(&connection).await,
+        Command::Logs(args) => args.run(&connection).await,
+        Command::Stop(args) => args.run(&connection).await,
+        Command::Kill(args) => args.run(&connection).await,
+        Command::Rm(args) => args.run(&connection).await,
+        Command::Du(args) => args.run(&connection).await,
+        Command::Prune(args) => args.run(&connection).await,
+        Command::PruneHistories(args) => args.run(&connection).await,
+        Command::Debug(command) => command.run(&connection).await,
+        Command::DialStdio(args) => args.run(&connection).await,
+        Command::Completion(args) => args.run::<Cli>(),
+    }
+}
+
+fn init_logging(debug: bool) {
+    let level = if debug { "debug,h2=info,hyper=info,tower=info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RBUILD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Prints source excerpts, then the message; the exit status tells scripts the kind of failure.
+fn report(error: &anyhow::Error, debug: bool) -> ExitCode {
+    let client = error.chain().find_map(|cause| cause.downcast_ref::<ClientError>());
+    if let Some(client) = client {
+        eprint!("{}", client.source_excerpts());
+        for detail in client.as_rpc().into_iter().flat_map(|rpc| &rpc.details) {
+            match detail {
+                client::Detail::Policy(messages) => {
+                    messages.iter().for_each(|message| eprintln!("policy deny: {message}"));
+                }
+                client::Detail::Other { type_url, value } if debug => {
+                    eprintln!("detail {type_url}: {}", String::from_utf8_lossy(value));
+                }
+                _ => {}
+            }
+        }
+    }
+    eprintln!("error: {error:#}");
+    ExitCode::from(client.map_or(1, ClientError::exit_code))
+}

@@ -46,7 +46,7 @@ pub struct AuthProvider {
     http: Result<reqwest::Client, String>,
     client_tokens: bool,
     state: Mutex<State>,
-    progress: Option<mpsc::Sender<StatusResponse>>,
+    progress: Option<mpsc::WeakSender<StatusResponse>>,
 }
 
 #[derive(Default)]
@@ -73,7 +73,7 @@ impl AuthProvider {
     }
 
     /// Announces in the build's progress when a login is used.
-    pub fn with_progress(mut self, progress: mpsc::Sender<StatusResponse>) -> Self {
+    pub fn with_progress(mut self, progress: mpsc::WeakSender<StatusResponse>) -> Self {
         self.progress = Some(progress);
         self
     }
@@ -95,7 +95,10 @@ impl AuthProvider {
 
     /// Shows `name` as a step that began and ended now, the first time it is called with it.
     async fn announce(&self, name: String) {
-        let Some(progress) = &self.progress else { return };
+        // Weak, so that a session that lingers does not keep the display waiting.
+        let Some(progress) = self.progress.as_ref().and_then(mpsc::WeakSender::upgrade) else {
+            return;
+        };
         if !self.state.lock().await.announced.insert(name.clone()) {
             return;
         }

@@ -211,6 +211,11 @@ pub fn warnings_summary(warnings: &[VertexWarning], expand: bool, color: bool) -
     text
 }
 
+/// A status message as one line of JSON.
+pub fn status_json(status: &StatusResponse) -> Vec<u8> {
+    rawjson::line(status)
+}
+
 /// `size` in decimal units with two decimals; plain bytes have none.
 pub fn format_bytes(size: i64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];

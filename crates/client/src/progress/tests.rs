@@ -180,7 +180,7 @@ fn terminal_final_painting() {
     let text = show(Mode::Tty, BUILD);
     let last = text.rsplit("\x1b[?25l").next().unwrap();
     let last: Vec<&str> = last.lines().map(str::trim_end).collect();
-    let (head, body) = (last[0], last[1..].join("\n"));
+    let (head, body) = (last[0], last[1..].join("\n").replace("\x1b[?25h", "<cursor>"));
     assert!(head.starts_with("[+] Building ") && head.ends_with("(3/3) FINISHED"), "{head}");
     expect![[r#"
          => [internal] load build context                      0.0s
@@ -188,7 +188,7 @@ fn terminal_final_painting() {
          => CACHED [1/2] COPY . .                              0.0s
          => [2/2] RUN make                                    20.1s
          => WARN: JSONArgsRecommended: use them (line 3)      20.1s
-        [?25h
+        <cursor>
          1 warning found (use --debug to expand):
          - JSONArgsRecommended: use them (line 3)"#]]
     .assert_eq(&body);

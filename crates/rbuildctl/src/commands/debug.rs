@@ -1,0 +1,476 @@
+//! `debug`: the daemon's workers, version and history, and a look into build graphs.
+
+use std::{collections::BTreeMap, io::Read as _, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use base::Platform;
+use clap::{Args, Subcommand};
+use client::ClientError;
+use llb::pb;
+use proto::{
+    control::{
+        BuildHistoryEventType, BuildHistoryRequest, InfoRequest, ListWorkersRequest, StatusRequest,
+    },
+    moby::buildkit::v1::types::WorkerRecord,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    connection::ConnectionArgs,
+    format::Format,
+    table::{cells, tabbed},
+    text,
+};
+
+/// What to look at.
+#[derive(Subcommand)]
+pub enum DebugCommand {
+    Workers(WorkersArgs),
+    Info(InfoArgs),
+    DumpLlb(DumpLlbArgs),
+    Histories(HistoriesArgs),
+    Logs(LogsArgs),
+}
+
+impl DebugCommand {
+    /// Runs the chosen one.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Workers(args) => args.run(connection).await?,
+            Self::Info(args) => args.run(connection).await?,
+            Self::DumpLlb(args) => args.run()?,
+            Self::Histories(args) => args.run(connection).await?,
+            Self::Logs(args) => args.run(connection).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// List workers
+#[derive(Args, Debug)]
+pub struct WorkersArgs {
+    /// Only workers that match, e.g. labels.a==b
+    #[arg(long, short = 'f', value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Labels and policies too
+    #[arg(long, short = 'v')]
+    verbose: bool,
+    /// Print with a template, e.g. json
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+}
+
+impl WorkersArgs {
+    async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
+        let format = self.format.as_deref().map(Format::parse).transpose()?;
+        let mut control = connection.connect().await?.control();
+        let request = ListWorkersRequest { filter: self.filter.clone() };
+        let workers = control.list_workers(request).await;
+        let workers =
+            workers.map_err(ClientError::rpc("failed to list workers"))?.into_inner().record;
+        if let Some(format) = format {
+            println!("{}", format.apply(&workers.iter().map(worker_json).collect()));
+        } else if self.verbose {
+            workers.iter().for_each(|worker| print!("{}", verbose(worker)));
+        } else {
+            let mut lines = vec![cells(["ID", "PLATFORMS"])];
+            lines.extend(workers.iter().map(|worker| vec![worker.id.clone(), platforms(worker)]));
+            print!("{}", tabbed(&lines));
+        }
+        Ok(())
+    }
+}
+
+fn platform(wire: &pb::Platform) -> Platform {
+    Platform {
+        os: wire.os.clone(),
+        architecture: wire.architecture.clone(),
+        variant: wire.variant.clone(),
+        os_version: wire.os_version.clone(),
+        os_features: wire.os_features.clone(),
+    }
+}
+
+fn platforms(worker: &WorkerRecord) -> String {
+    let all = worker.platforms.iter().map(|wire| platform(wire).normalize().format());
+    all.collect::<Vec<_>>().join(",")
+}
+
+fn verbose(worker: &WorkerRecord) -> String {
+    let mut lines =
+        vec![vec!["ID:".into(), worker.id.clone()], vec!["Platforms:".into(), platforms(worker)]];
+    if let Some(version) = &worker.buildkit_version {
+        let text = format!("{} {} {}", version.package, version.version, version.revision);
+        lines.push(vec!["BuildKit:".into(), text]);
+        if !version.dockerfile_version.is_empty() {
+            lines.push(vec!["Dockerfile:".into(), version.dockerfile_version.clone()]);
+        }
+    }
+    lines.push(cells(["Labels:"]));
+    let mut put = |key: &str, value: String| lines.push(vec![String::new(), key.to_owned(), value]);
+    for (key, value) in &worker.labels {
+        put(&format!("{key}:"), value.clone());
+    }
+    for (number, rule) in worker.gc_policy.iter().enumerate() {
+        lines.push(vec![format!("GC Policy rule#{number}:")]);
+        let mut put =
+            |key: &str, value: String| lines.push(vec![String::new(), key.to_owned(), value]);
+        put("All:", rule.all.to_string());
+        if !rule.filters.is_empty() {
+            put("Filters:", rule.filters.join(" "));
+        }
+        if rule.keep_duration > 0 {
+            put("Keep duration:", text::go_duration(rule.keep_duration));
+        }
+        let sizes = [
+            ("Reserved space:", rule.reserved_space),
+            ("Minimum free space:", rule.min_free_space),
+            ("Maximum used space:", rule.max_used_space),
+        ];
+        for (key, size) in sizes.into_iter().filter(|(_, size)| *size > 0) {
+            put(key, text::plain_size(size));
+        }
+    }
+    tabbed(&lines) + "\n"
+}
+
+fn worker_json(worker: &WorkerRecord) -> Value {
+    let version = worker.buildkit_version.clone().unwrap_or_default();
+    let platforms = worker.platforms.iter().map(|wire| {
+        let mut object = json!({"architecture": wire.architecture, "os": wire.os});
+        if !wire.variant.is_empty() {
+            object["variant"] = wire.variant.as_str().into();
+        }
+        object
+    });
+    let policies = worker.gc_policy.iter().map(|rule| {
+        json!({
+            "all": rule.all,
+            "filter": rule.filters,
+            "keepDuration": rule.keep_duration,
+            "reservedSpace": rule.reserved_space,
+            "maxUsedSpace": rule.max_used_space,
+            "minFreeSpace": rule.min_free_space,
+        })
+    });
+    json!({
+        "id": worker.id,
+        "labels": worker.labels,
+        "platforms": platforms.collect::<Value>(),
+        "gcPolicy": policies.collect::<Value>(),
+        "buildkitVersion": {
+            "package": version.package,
+            "version": version.version,
+            "revision": version.revision,
+            "dockerfileVersion": version.dockerfile_version,
+        },
+    })
+}
+
+/// Show the daemon's version
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// Print with a template, e.g. json
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+}
+
+impl InfoArgs {
+    async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
+        let format = self.format.as_deref().map(Format::parse).transpose()?;
+        let mut control = connection.connect().await?.control();
+        let info = control.info(InfoRequest {}).await;
+        let info = info.map_err(ClientError::rpc("failed to call info"))?.into_inner();
+        let version = info.buildkit_version.unwrap_or_default();
+        match format {
+            Some(format) => println!(
+                "{}",
+                format.apply(&json!({"buildkitVersion": {
+                    "package": version.package,
+                    "version": version.version,
+                    "revision": version.revision,
+                    "dockerfileVersion": version.dockerfile_version,
+                }}))
+            ),
+            None => {
+                println!("BuildKit: {} {} {}", version.package, version.version, version.revision);
+                if !version.dockerfile_version.is_empty() {
+                    println!("Dockerfile: {}", version.dockerfile_version);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Show past and running builds
+#[derive(Args, Debug)]
+pub struct HistoriesArgs {
+    /// Print each event with a template, e.g. json
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+}
+
+impl HistoriesArgs {
+    async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
+        let format = self.format.as_deref().map(Format::parse).transpose()?;
+        let mut control = connection.connect().await?.control();
+        let fail = ClientError::rpc("failed to list build history");
+        let request = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
+        let mut events = control.listen_build_history(request).await.map_err(&fail)?.into_inner();
+        let mut lines =
+            vec![cells(["TYPE", "REF", "CREATED", "COMPLETED", "GENERATION", "PINNED"])];
+        while let Some(event) = events.message().await.map_err(&fail)? {
+            let kind = match event.r#type() {
+                BuildHistoryEventType::Started => "STARTED",
+                BuildHistoryEventType::Complete => "COMPLETE",
+                BuildHistoryEventType::Deleted => "DELETED",
+            };
+            let record = event.record.unwrap_or_default();
+            let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(text::rfc3339);
+            if let Some(format) = &format {
+                let error = record.error.as_ref().map(|error| &error.message);
+                let value = json!({
+                    "type": kind,
+                    "record": {
+                        "ref": record.r#ref,
+                        "frontend": record.frontend,
+                        "frontendAttrs": record.frontend_attrs,
+                        "createdAt": time(&record.created_at),
+                        "completedAt": time(&record.completed_at),
+                        "error": error,
+                        "pinned": record.pinned,
+                        "numCachedSteps": record.num_cached_steps,
+                        "numTotalSteps": record.num_total_steps,
+                        "numCompletedSteps": record.num_completed_steps,
+                        "numWarnings": record.num_warnings,
+                        "generation": record.generation,
+                    },
+                });
+                println!("{}", format.apply(&value));
+                continue;
+            }
+            lines.push(vec![
+                kind.to_owned(),
+                record.r#ref.clone(),
+                time(&record.created_at).unwrap_or_default(),
+                time(&record.completed_at).unwrap_or_default(),
+                record.generation.to_string(),
+                if record.pinned { "*".into() } else { String::new() },
+            ]);
+        }
+        if format.is_none() {
+            print!("{}", tabbed(&lines));
+        }
+        Ok(())
+    }
+}
+
+/// Show the progress of a build again, by its ref
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// The build's ref, as `debug histories` lists it
+    reference: String,
+    /// Progress: auto, plain, tty, rawjson or quiet
+    #[arg(long, value_name = "MODE", default_value = "plain")]
+    progress: String,
+}
+
+impl LogsArgs {
+    async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
+        let mut display = client::progress::Display::stderr(self.progress.parse()?)?;
+        let mut control = connection.connect().await?.control();
+        let fail = ClientError::rpc("failed to get status");
+        let mut request = StatusRequest::default();
+        request.r#ref.clone_from(&self.reference);
+        let mut statuses = control.status(request).await.map_err(&fail)?.into_inner();
+        while let Some(status) = statuses.message().await.map_err(&fail)? {
+            display.update(status);
+        }
+        display.finish();
+        Ok(())
+    }
+}
+
+/// Print a build graph, one operation a line
+#[derive(Args, Debug)]
+pub struct DumpLlbArgs {
+    /// File with the graph; `-` or nothing is standard input
+    file: Option<PathBuf>,
+    /// Print for graphviz
+    #[arg(long)]
+    dot: bool,
+}
+
+impl DumpLlbArgs {
+    fn run(&self) -> anyhow::Result<()> {
+        let mut bytes = Vec::new();
+        match self.file.as_deref().filter(|path| *path != std::path::Path::new("-")) {
+            Some(path) => {
+                bytes =
+                    std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            }
+            None => {
+                std::io::stdin().read_to_end(&mut bytes).context("reading standard input")?;
+            }
+        }
+        let definition: pb::Definition =
+            prost::Message::decode(bytes.as_slice()).context("failed to parse the graph")?;
+        let mut ops = Vec::new();
+        for bytes in &definition.def {
+            let op: pb::Op = prost::Message::decode(bytes.clone()).context("failed to parse op")?;
+            ops.push((base::Digest::of(bytes).to_string(), op));
+        }
+        if self.dot {
+            print!("{}", dot(&ops));
+        } else {
+            for (digest, op) in &ops {
+                let metadata = definition.metadata.get(digest);
+                println!("{}", super::super::commands::debug::op_json(op, digest, metadata));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An operation as buildctl prints it; only fields that are set.
+pub fn op_json(op: &pb::Op, digest: &str, metadata: Option<&pb::OpMetadata>) -> Value {
+    let inputs = op.inputs.iter().map(|input| {
+        let mut object = json!({"digest": input.digest});
+        if input.index != 0 {
+            object["index"] = input.index.into();
+        }
+        object
+    });
+    let mut body = json!({});
+    if !op.inputs.is_empty() {
+        body["inputs"] = inputs.collect();
+    }
+    body["Op"] = op.op.as_ref().map_or(Value::Null, kind_json);
+    if let Some(wire) = &op.platform {
+        body["platform"] = json!({"Architecture": wire.architecture, "OS": wire.os});
+        if !wire.variant.is_empty() {
+            body["platform"]["Variant"] = wire.variant.as_str().into();
+        }
+    }
+    if op.constraints.is_some() {
+        body["constraints"] = json!({});
+    }
+    let mut notes = json!({});
+    if let Some(metadata) = metadata {
+        if !metadata.description.is_empty() {
+            notes["description"] = json!(metadata.description);
+        }
+        if metadata.ignore_cache {
+            notes["ignore_cache"] = true.into();
+        }
+        let caps: BTreeMap<_, _> = metadata.caps.iter().filter(|(_, on)| **on).collect();
+        if !caps.is_empty() {
+            notes["caps"] = json!(caps);
+        }
+    }
+    json!({"Op": body, "Digest": digest, "OpMetadata": notes})
+}
+
+fn kind_json(kind: &pb::op::Op) -> Value {
+    use pb::op::Op;
+    match kind {
+        Op::Source(source) => {
+            json!({"source": {"identifier": source.identifier, "attrs": source.attrs}})
+        }
+        Op::Exec(exec) => {
+            let meta = exec.meta.clone().unwrap_or_default();
+            let mounts = exec.mounts.iter().map(|mount| {
+                json!({
+                    "input": mount.input,
+                    "dest": mount.dest,
+                    "selector": mount.selector,
+                    "output": mount.output,
+                    "readonly": mount.readonly,
+                    "mountType": mount.mount_type,
+                })
+            });
+            json!({"exec": {
+                "meta": {"args": meta.args, "env": meta.env, "cwd": meta.cwd, "user": meta.user},
+                "mounts": mounts.collect::<Value>(),
+                "network": exec.network,
+                "security": exec.security,
+            }})
+        }
+        Op::File(file) => {
+            let actions = file.actions.iter().map(|action| {
+                json!({
+                    "input": action.input,
+                    "secondaryInput": action.secondary_input,
+                    "output": action.output,
+                    "Action": action_name(action),
+                })
+            });
+            json!({"file": {"actions": actions.collect::<Value>()}})
+        }
+        Op::Build(build) => json!({"build": {"builder": build.builder, "attrs": build.attrs}}),
+        Op::Merge(merge) => {
+            let inputs = merge.inputs.iter().map(|input| json!({"input": input.input}));
+            json!({"merge": {"inputs": inputs.collect::<Value>()}})
+        }
+        Op::Diff(diff) => json!({"diff": {
+            "lower": {"input": diff.lower.map(|lower| lower.input)},
+            "upper": {"input": diff.upper.map(|upper| upper.input)},
+        }}),
+        Op::Passthrough(pass) => json!({"passthrough": format!("{pass:?}")}),
+    }
+}
+
+fn action_name(action: &pb::FileAction) -> String {
+    use pb::file_action::Action;
+    match &action.action {
+        Some(Action::Copy(copy)) => format!("copy{{src={}, dest={}}}", copy.src, copy.dest),
+        Some(Action::Mkfile(file)) => format!("mkfile{{path={}}}", file.path),
+        Some(Action::Mkdir(folder)) => format!("mkdir{{path={}}}", folder.path),
+        Some(Action::Rm(rm)) => format!("rm{{path={}}}", rm.path),
+        Some(Action::Symlink(link)) => {
+            format!("symlink{{oldpath={}, newpath={}}}", link.oldpath, link.newpath)
+        }
+        None => "none".into(),
+    }
+}
+
+fn dot(ops: &[(String, pb::Op)]) -> String {
+    use std::fmt::Write as _;
+
+    use pb::op::Op;
+    let mut out = String::from("digraph {\n");
+    for (digest, op) in ops {
+        let (name, shape) = match &op.op {
+            Some(Op::Source(source)) => (source.identifier.clone(), "ellipse"),
+            Some(Op::Exec(exec)) => {
+                (exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default(), "box")
+            }
+            Some(Op::Build(_)) => ("build".into(), "box3d"),
+            Some(Op::Merge(_)) => ("merge".into(), "invtriangle"),
+            Some(Op::Diff(_)) => ("diff".into(), "doublecircle"),
+            Some(Op::File(file)) => {
+                (file.actions.iter().map(action_name).collect::<Vec<_>>().join(","), "note")
+            }
+            Some(Op::Passthrough(_)) => ("passthrough".into(), "plaintext"),
+            None => (digest.clone(), "plaintext"),
+        };
+        let _ = writeln!(out, "  {digest:?} [label={name:?} shape={shape:?}];");
+    }
+    for (digest, op) in ops {
+        for (index, input) in op.inputs.iter().enumerate() {
+            let label = match &op.op {
+                Some(Op::Exec(exec)) => {
+                    let mut mounts = exec.mounts.iter();
+                    let mount =
+                        mounts.find(|mount| mount.input == index as i64 && mount.dest != "/");
+                    mount.map(|mount| mount.dest.as_str()).unwrap_or_default()
+                }
+                _ => "",
+            };
+            let _ = writeln!(out, "  {:?} -> {digest:?} [label={label:?}];", input.digest);
+        }
+    }
+    out.push_str("}\n");
+    out
+}

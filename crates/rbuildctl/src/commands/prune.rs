@@ -1,0 +1,116 @@
+//! `prune` and `prune-histories`: giving disk space back.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use client::{ClientError, progress::format_bytes};
+use proto::control::{
+    BuildHistoryEventType, BuildHistoryRequest, PruneRequest, UpdateBuildHistoryRequest,
+};
+
+use super::du;
+use crate::{connection::ConnectionArgs, format::Format, table::tabbed};
+
+/// Remove cached results that nothing uses
+#[derive(Args, Debug)]
+pub struct PruneArgs {
+    /// Keep what was used within this time, e.g. 48h
+    #[arg(long, value_name = "DURATION")]
+    keep_duration: Option<String>,
+    /// Remove until less than this many MB are used
+    #[arg(long, value_name = "MB", default_value_t = 0.0, hide_default_value = true)]
+    keep_storage: f64,
+    /// Never remove below this many MB
+    #[arg(long, value_name = "MB", default_value_t = 0.0, hide_default_value = true)]
+    keep_storage_min: f64,
+    /// Remove until this many MB of the disk are free
+    #[arg(long, value_name = "MB", default_value_t = 0.0, hide_default_value = true)]
+    free_storage: f64,
+    /// Only records that match, e.g. type==source.local
+    #[arg(long, short = 'f', value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Also frontends' images and what the image store shares
+    #[arg(long, short = 'a')]
+    all: bool,
+    /// Everything known about each record
+    #[arg(long, short = 'v')]
+    verbose: bool,
+    /// Print each record with a template, e.g. json
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+}
+
+impl PruneArgs {
+    /// Prints records as they go, and their sum.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let format = self.format.as_deref().map(Format::parse).transpose()?;
+        let keep = match &self.keep_duration {
+            Some(text) => base::time::parse_go_duration(text)
+                .with_context(|| format!("invalid --keep-duration {text}: expected e.g. 48h"))?,
+            None => Default::default(),
+        };
+        let bytes = |megabytes: f64| (megabytes * 1e6) as i64;
+        let request = PruneRequest {
+            filter: self.filter.clone(),
+            all: self.all,
+            keep_duration: i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX),
+            reserved_space: bytes(self.keep_storage_min),
+            max_used_space: bytes(self.keep_storage),
+            min_free_space: bytes(self.free_storage),
+        };
+        let mut control = connection.connect().await?.control();
+        let fail = ClientError::rpc("failed to prune");
+        let mut records = control.prune(request).await.map_err(&fail)?.into_inner();
+        let (mut total, mut first) = (0, true);
+        while let Some(record) = records.message().await.map_err(&fail)? {
+            total += record.size;
+            if let Some(format) = &format {
+                println!("{}", format.apply(&du::record_json(&record)));
+            } else if self.verbose {
+                print!("{}", du::verbose(&record));
+            } else {
+                let mut lines = vec![du::row(&record)];
+                if std::mem::take(&mut first) {
+                    lines.insert(0, du::header());
+                }
+                print!("{}", tabbed(&lines));
+            }
+        }
+        if format.is_none() {
+            println!("Total:\t{}", format_bytes(total));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Remove records of past builds
+#[derive(Args, Debug)]
+pub struct PruneHistoriesArgs {}
+
+impl PruneHistoriesArgs {
+    /// Deletes every finished build that is not pinned.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let mut control = connection.connect().await?.control();
+        let fail = ClientError::rpc("failed to list build history");
+        let request = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
+        let mut events = control.listen_build_history(request).await.map_err(&fail)?.into_inner();
+        let mut finished = Vec::new();
+        while let Some(event) = events.message().await.map_err(&fail)? {
+            if event.r#type() == BuildHistoryEventType::Complete
+                && let Some(record) = event.record.filter(|record| !record.pinned)
+            {
+                finished.push(record.r#ref);
+            }
+        }
+        for reference in finished {
+            let mut request = UpdateBuildHistoryRequest::default();
+            request.r#ref.clone_from(&reference);
+            request.delete = true;
+            let deleted = control.update_build_history(request).await;
+            deleted.map_err(ClientError::rpc("failed to delete a build"))?;
+            println!("{reference}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
