@@ -116,9 +116,10 @@ impl RemoteContent {
         let data = data.chain(futures_util::stream::once(async { None }));
         // Whichever comes first: the blob's end, or the session's.
         let both = futures_util::stream::select(data, lost.map(Some));
-        Ok(Box::pin(both.take_while(|item| std::future::ready(item.is_some())).filter_map(
-            std::future::ready,
-        )))
+        Ok(Box::pin(
+            both.take_while(|item| std::future::ready(item.is_some()))
+                .filter_map(std::future::ready),
+        ))
     }
 
     /// A whole small blob; more than `limit` bytes is an error. Not verified.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use proto::moby::filesync::v1::{
     BytesMessage, file_send_client::FileSendClient, file_sync_client::FileSyncClient,
 };
@@ -110,10 +111,9 @@ impl Session {
             client.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
             let codec = tonic_prost::ProstCodec::<Packet, Packet>::default();
             // A server may hold its headers back until it has something to say.
-            let incoming =
-                fsutil::send_with(request.tree, sender, request.progress, async move {
-                    Ok(client.streaming(call, path, codec).await?.into_inner())
-                });
+            let incoming = fsutil::send_with(request.tree, sender, request.progress, async move {
+                Ok(client.streaming(call, path, codec).await?.into_inner())
+            });
             incoming.await
         })
         .await
@@ -128,17 +128,26 @@ impl Session {
     ) -> Result<FileWriter, SessionError> {
         require(self, SEND_METHOD)?;
         let (sender, receiver) = mpsc::channel(4);
-        let mut call = Request::new(ReceiverStream::new(receiver));
+        let (complete, completed) = tokio::sync::oneshot::channel();
+        // Without the word that the file is complete its stream must not end like one that is.
+        let end = futures_util::stream::once(async {
+            if completed.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        });
+        let end = end.filter_map(|()| std::future::ready(None));
+        let mut call = Request::new(ReceiverStream::new(receiver).chain(end));
         let metadata = call.metadata_mut();
         metadata.insert(KEY_EXPORTER, header::ascii(KEY_EXPORTER, &exporter.to_string())?);
         for (key, value) in result {
             let name = format!("{KEY_RESULT}{key}");
-            let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(
-                |_| SessionError::BadRequest {
-                    what: format!("exporter response key `{key}`"),
-                    why: "it is not a metadata key".to_owned(),
-                },
-            )?;
+            let name =
+                tonic::metadata::AsciiMetadataKey::from_bytes(name.as_bytes()).map_err(|_| {
+                    SessionError::BadRequest {
+                        what: format!("exporter response key `{key}`"),
+                        why: "it is not a metadata key".to_owned(),
+                    }
+                })?;
             metadata.insert(name, header::ascii(key, value)?);
         }
         let mut client = FileSendClient::new(self.channel());
@@ -152,7 +161,12 @@ impl Session {
                 })
                 .await
         });
-        Ok(FileWriter { sender: Some(sender), buffer: BytesMut::new(), call: Some(call) })
+        Ok(FileWriter {
+            sender: Some(sender),
+            buffer: BytesMut::new(),
+            complete: Some(complete),
+            call: Some(call),
+        })
     }
 }
 
@@ -163,6 +177,7 @@ impl Session {
 pub struct FileWriter {
     sender: Option<mpsc::Sender<BytesMessage>>,
     buffer: BytesMut,
+    complete: Option<tokio::sync::oneshot::Sender<()>>,
     call: Option<JoinHandle<Result<(), SessionError>>>,
 }
 
@@ -188,6 +203,9 @@ impl FileWriter {
     pub async fn finish(mut self) -> Result<OutputEnd, SessionError> {
         self.write_chunk(Bytes::new()).await?;
         let complete = self.sender.take().is_some();
+        if let Some(tell) = self.complete.take() {
+            _ = tell.send(());
+        }
         let call = self.call.take().expect("the call is taken only here");
         match call.await {
             Ok(Ok(())) if complete => Ok(OutputEnd::Written),
@@ -238,7 +256,6 @@ impl io::Write for FileWriter {
 
 impl Drop for FileWriter {
     fn drop(&mut self) {
-        // A half-written file must not look finished: end the call before its stream ends.
         if let Some(call) = self.call.take() {
             call.abort();
         }

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use hyper_util::rt::TokioIo;
-use proto::moby::filesync::v1::BytesMessage;
+use proto::control::BytesMessage;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -78,9 +78,8 @@ impl Default for Health {
 impl SessionRequest {
     /// Reads the metadata of a Session RPC.
     pub fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
-        let first = |key: &str| {
-            metadata.get(key).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
+        let first =
+            |key: &str| metadata.get(key).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let id = first(KEY_ID)
             .filter(|id| !id.is_empty())
             .ok_or_else(|| Status::invalid_argument(format!("session request has no {KEY_ID}")))?;
@@ -205,9 +204,8 @@ impl Sessions {
         outgoing: mpsc::Sender<Bytes>,
     ) -> BoxFuture<'static, Result<(), SessionError>> {
         let ended = CancellationToken::new();
-        let on_end = ended.clone();
         let incoming = incoming.map(|message| message.map_err(io::Error::other));
-        let tunnel = Tunnel::new(incoming, outgoing, move || on_end.cancel());
+        let tunnel = Tunnel::new(incoming, outgoing, ended.clone());
         let id = request.id.clone();
         let session = Session(Arc::new(Inner {
             id: request.id,

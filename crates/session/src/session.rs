@@ -9,23 +9,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto::{
-    moby::{
-        buildkit::{
-            secrets::v1::{GetSecretRequest, secrets_client::SecretsClient},
-            v1::sourcepolicy::policysession::{
-                CheckPolicyRequest, CheckPolicyResponse,
-                policy_verifier_client::PolicyVerifierClient,
-            },
+use proto::moby::{
+    buildkit::{
+        secrets::v1::{GetSecretRequest, secrets_client::SecretsClient},
+        v1::sourcepolicy::policysession::{
+            CheckPolicyRequest, CheckPolicyResponse, policy_verifier_client::PolicyVerifierClient,
         },
-        exporter::v1::{
-            ExporterRequest, FinalizeExportRequest, FindExportersRequest,
-            exporter_client::ExporterClient,
-        },
-        filesync::v1::{
-            CredentialsRequest, FetchTokenRequest, GetTokenAuthorityRequest,
-            VerifyTokenAuthorityRequest, auth_client::AuthClient,
-        },
+    },
+    exporter::v1::{
+        ExporterRequest, FinalizeExportRequest, FindExportersRequest,
+        exporter_client::ExporterClient,
+    },
+    filesync::v1::{
+        CredentialsRequest, FetchTokenRequest, GetTokenAuthorityRequest,
+        VerifyTokenAuthorityRequest, auth_client::AuthClient,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -159,10 +156,8 @@ impl Session {
         host: &str,
         salt: &[u8; 32],
     ) -> Result<Option<[u8; 32]>, SessionError> {
-        let request = GetTokenAuthorityRequest {
-            host: host.to_owned(),
-            salt: Bytes::copy_from_slice(salt),
-        };
+        let request =
+            GetTokenAuthorityRequest { host: host.to_owned(), salt: Bytes::copy_from_slice(salt) };
         match self.during(self.auth().get_token_authority(request)).await {
             Ok(answer) => {
                 let key = answer.into_inner().public_key;

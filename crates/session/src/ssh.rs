@@ -32,11 +32,11 @@ impl Session {
         let request = CheckAgentRequest { id: id.to_owned() };
         match self.during(client.check_agent(request)).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_unimplemented() => Err(SessionError::Status(
-                tonic::Status::unimplemented(format!(
+            Err(error) if error.is_unimplemented() => {
+                Err(SessionError::Status(tonic::Status::unimplemented(format!(
                     "no SSH key {id:?} forwarded from the client"
-                )),
-            )),
+                ))))
+            }
             Err(error) => Err(error),
         }
     }
@@ -55,7 +55,10 @@ impl Session {
         let (reader, writer) = tokio::io::split(socket);
         self.during(async {
             // The client may answer only after it got something, so reading starts at once.
-            let up = pump_up(reader, |data| async { sender.send(BytesMessage { data }).await.is_ok() });
+            let up = pump_up(reader, move |data| {
+                let sender = sender.clone();
+                async move { sender.send(BytesMessage { data }).await.is_ok() }
+            });
             let down = async {
                 let answers = client.forward_agent(call).await?.into_inner();
                 pump_down(answers, writer).await

@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
 };
-use tokio_util::sync::PollSender;
+use tokio_util::sync::{CancellationToken, PollSender, WaitForCancellationFutureOwned};
 
 /// Large enough to amortise the outer framing, small enough to stay below any message limit.
 const CHUNK: usize = 64 << 10;
@@ -26,34 +26,30 @@ pub(crate) struct Tunnel {
     incoming: BoxStream<'static, io::Result<Bytes>>,
     unread: Bytes,
     outgoing: PollSender<Bytes>,
-    /// Called once when the incoming side is over.
-    on_end: Option<Box<dyn FnOnce() + Send>>,
+    /// Cancelled when the incoming side is over; cancelled by others it ends both sides.
+    over: CancellationToken,
+    cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Tunnel {
     pub(crate) fn new(
         incoming: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         outgoing: mpsc::Sender<Bytes>,
-        on_end: impl FnOnce() + Send + 'static,
+        over: CancellationToken,
     ) -> Self {
         Self {
             incoming: Box::pin(incoming),
             unread: Bytes::new(),
             outgoing: PollSender::new(outgoing),
-            on_end: Some(Box::new(on_end)),
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(on_end) = self.on_end.take() {
-            on_end();
+            cancelled: Box::pin(over.clone().cancelled_owned()),
+            over,
         }
     }
 }
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.end();
+        self.over.cancel();
     }
 }
 
@@ -64,15 +60,18 @@ impl AsyncRead for Tunnel {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.cancelled.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         while this.unread.is_empty() {
             match ready!(this.incoming.as_mut().poll_next(context)) {
                 Some(Ok(bytes)) => this.unread = bytes,
                 Some(Err(error)) => {
-                    this.end();
+                    this.over.cancel();
                     return Poll::Ready(Err(error));
                 }
                 None => {
-                    this.end();
+                    this.over.cancel();
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -103,6 +102,9 @@ impl AsyncWrite for Tunnel {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.over.is_cancelled() {
+            return Poll::Ready(Err(closed()));
+        }
         ready!(this.outgoing.poll_reserve(context)).map_err(|_| closed())?;
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         if total == 0 {

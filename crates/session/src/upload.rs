@@ -22,19 +22,20 @@ impl Session {
         let metadata = call.metadata_mut();
         metadata.insert("urlpath", header::ascii("urlpath", path)?);
         metadata.insert("urlhost", header::ascii("urlhost", UPLOAD_HOST)?);
-        let mut client =
-            UploadClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT);
+        let mut client = UploadClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT);
         let messages = self.during(client.pull(call)).await?.into_inner();
         let session = self.clone();
         let state = (messages, session, Some(hold));
-        Ok(Box::pin(futures_util::stream::unfold(state, |(mut messages, session, hold)| async {
-            hold.as_ref()?;
-            match session.during(messages.message()).await {
-                Ok(Some(message)) => Some((Ok(message.data), (messages, session, hold))),
-                Ok(None) => None,
-                Err(error) => Some((Err(error), (messages, session, None))),
-            }
-        })
-        .filter(|item| std::future::ready(!matches!(item, Ok(data) if data.is_empty())))))
+        Ok(Box::pin(
+            futures_util::stream::unfold(state, |(mut messages, session, hold)| async {
+                hold.as_ref()?;
+                match session.during(messages.message()).await {
+                    Ok(Some(message)) => Some((Ok(message.data), (messages, session, hold))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), (messages, session, None))),
+                }
+            })
+            .filter(|item| std::future::ready(!matches!(item, Ok(data) if data.is_empty()))),
+        ))
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use base::pattern::{MatchInfo, Patterns};
 
-use super::{TransferError, follow};
+use super::{Stat, TransferError, follow};
 
 /// A set of rules; the default lets everything through.
 #[derive(Debug, Default, Clone)]
@@ -45,18 +45,17 @@ pub(crate) struct Matched {
 impl Filter {
     /// Rules from pattern lists; an empty list is no rule.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self, TransferError> {
-        let rules = |which, patterns: &[String], exceptions| -> Result<_, TransferError> {
-            if patterns.is_empty() {
-                return Ok(None);
-            }
-            let compiled = Patterns::new(patterns).map_err(|source| TransferError::Pattern {
-                which,
-                patterns: patterns.to_vec(),
-                source,
-            })?;
-            let prefixes = prefixes(&compiled, exceptions);
-            Ok(Some(Rules { patterns: compiled, prefixes }))
-        };
+        let rules =
+            |which, patterns: &[String], exceptions| -> Result<_, TransferError> {
+                if patterns.is_empty() {
+                    return Ok(None);
+                }
+                let compiled = Patterns::new(patterns).map_err(|source| {
+                    TransferError::Pattern { which, patterns: patterns.to_vec(), source }
+                })?;
+                let prefixes = prefixes(&compiled, exceptions);
+                Ok(Some(Rules { patterns: compiled, prefixes }))
+            };
         Ok(Self {
             include: rules("includepatterns", include, false)?,
             exclude: rules("excludepatterns", exclude, true)?,
@@ -80,6 +79,11 @@ impl Filter {
             all = follow::without_nested(all).unwrap_or_default();
         }
         Self::new(&all, exclude)
+    }
+
+    /// Judges a listing entry by entry.
+    pub(crate) fn listing(&self) -> Listing<'_> {
+        Listing { filter: self, folders: Vec::new() }
     }
 
     pub(crate) fn judge(
@@ -116,13 +120,63 @@ impl Filter {
     }
 }
 
+/// A filter applied to a listing that somebody else makes.
+pub(crate) struct Listing<'a> {
+    filter: &'a Filter,
+    folders: Vec<Open>,
+}
+
+struct Open {
+    /// With a trailing slash.
+    path: String,
+    matched: Matched,
+    skipped: bool,
+    unsent: Option<Stat>,
+}
+
+impl Listing<'_> {
+    /// Hands `stat` on if `path` passes, after those of its folders that were held back.
+    pub(crate) fn pass(
+        &mut self,
+        path: String,
+        is_dir: bool,
+        stat: Stat,
+        visit: &mut dyn FnMut(Stat) -> Result<(), TransferError>,
+    ) -> Result<(), TransferError> {
+        while self.folders.last().is_some_and(|open| !path.starts_with(&open.path)) {
+            self.folders.pop();
+        }
+        let parent = self.folders.last();
+        if parent.is_some_and(|open| open.skipped) {
+            return Ok(());
+        }
+        let (verdict, matched) = self.filter.judge(&path, is_dir, parent.map(|open| &open.matched));
+        let mut unsent = None;
+        if verdict == Verdict::Take {
+            for open in &mut self.folders {
+                if let Some(folder) = open.unsent.take() {
+                    visit(folder)?;
+                }
+            }
+            visit(stat)?;
+        } else {
+            unsent = Some(stat);
+        }
+        if is_dir {
+            let skipped = verdict == Verdict::Skip;
+            self.folders.push(Open { path: format!("{path}/"), matched, skipped, unsent });
+        }
+        Ok(())
+    }
+}
+
 impl Rules {
     /// Whether a pattern could apply to something below `folder`.
     fn reach_below(&self, folder: &str) -> bool {
         let Some(prefixes) = &self.prefixes else { return true };
-        prefixes.iter().any(|prefix| {
-            prefix.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
-        })
+        prefixes
+            .iter()
+            .any(|prefix| prefix.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
     }
 }
 

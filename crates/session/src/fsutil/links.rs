@@ -41,12 +41,8 @@ mod tests {
     fn the_next_name_takes_over() {
         let mut promote = Promote::default();
         let mut pass = |path: &str, target: &str| {
-            let mut stat = Stat {
-                path: path.into(),
-                linkname: target.into(),
-                size: 7,
-                ..Stat::default()
-            };
+            let mut stat =
+                Stat { path: path.into(), linkname: target.into(), size: 7, ..Stat::default() };
             promote.apply(&mut stat);
             (stat.linkname, stat.size)
         };

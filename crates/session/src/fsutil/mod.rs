@@ -23,7 +23,7 @@ pub use filter::Filter;
 pub use proto::fsutil::types::{Packet, Stat, packet::PacketType};
 pub use receive::{Change, ChangeSink, Differ, ReceiveOptions, Received, receive};
 pub use send::send;
-pub(crate) use send::send_with;
+pub(crate) use send::{send_until_fin, send_with};
 pub use tree::{DirTree, FileTree, MapStat, MemoryTree, MergedTree, SubTree};
 pub use walk::walk;
 

@@ -260,9 +260,9 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Reader<'_, S> {
             progress(self.done.bytes);
         }
         match received.r#type() {
-            PacketType::PacketErr => Err(TransferError::FromSender(
-                String::from_utf8_lossy(&received.data).into_owned(),
-            )),
+            PacketType::PacketErr => {
+                Err(TransferError::FromSender(String::from_utf8_lossy(&received.data).into_owned()))
+            }
             PacketType::PacketStat => match received.stat {
                 Some(stat) => self.take_entry(stat).await,
                 None => {
@@ -335,9 +335,8 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Reader<'_, S> {
         let shared = self.shared.clone();
         self.done.changed = merged.changed;
         let listed = shared.options.content_of.as_ref().map(|_| std::mem::take(&mut self.listed));
-        let changed = tokio::task::spawn_blocking(move || {
-            merged.complete(&shared, listed.as_deref())
-        });
+        let changed =
+            tokio::task::spawn_blocking(move || merged.complete(&shared, listed.as_deref()));
         self.done.changed += join(changed.await)??;
         _ = self.shared.outgoing.send(packet(PacketType::PacketFin, 0, Bytes::new()));
         let mut answered = false;
@@ -348,6 +347,9 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Reader<'_, S> {
                 PacketType::PacketErr => {
                     let text = String::from_utf8_lossy(&received.data).into_owned();
                     return Err(TransferError::FromSender(text));
+                }
+                PacketType::PacketData => {
+                    return Err(TransferError::InvalidRequest(received.id));
                 }
                 _ => {}
             }

@@ -20,9 +20,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{
-    FileTree, Packet, PacketType, Progress, TransferError, links::Promote, packet,
-};
+use super::{FileTree, Packet, PacketType, Progress, TransferError, links::Promote, packet};
 
 /// Files read at the same time.
 const READERS: usize = 4;
@@ -48,6 +46,17 @@ pub async fn send(
     send_with(tree, outgoing, progress, async move { Ok(incoming) }).await
 }
 
+/// The same for the answering side, whose stream ends with success after the last packet whether
+/// or not the other one goes on.
+pub(crate) async fn send_until_fin(
+    tree: Arc<dyn FileTree>,
+    incoming: impl Stream<Item = Result<Packet, Status>> + Unpin,
+    outgoing: mpsc::Sender<Packet>,
+    progress: Option<Progress>,
+) -> Result<(), TransferError> {
+    run(tree, outgoing, progress, async move { Ok(incoming) }).await.map(drop)
+}
+
 /// The same where the answers appear only after sending has begun. After the last packet the
 /// outgoing side is dropped and the incoming one read to its end.
 pub(crate) async fn send_with<S>(
@@ -56,6 +65,23 @@ pub(crate) async fn send_with<S>(
     progress: Option<Progress>,
     open: impl Future<Output = Result<S, TransferError>>,
 ) -> Result<(), TransferError>
+where
+    S: Stream<Item = Result<Packet, Status>> + Unpin,
+{
+    let mut incoming = run(tree, outgoing, progress, open).await?;
+    while let Some(rest) = incoming.next().await {
+        rest?;
+    }
+    Ok(())
+}
+
+/// Sends until both sides said goodbye; nothing goes out any more when this returns.
+async fn run<S>(
+    tree: Arc<dyn FileTree>,
+    outgoing: mpsc::Sender<Packet>,
+    progress: Option<Progress>,
+    open: impl Future<Output = Result<S, TransferError>>,
+) -> Result<S, TransferError>
 where
     S: Stream<Item = Result<Packet, Status>> + Unpin,
 {
@@ -121,14 +147,11 @@ where
         },
     };
     match outcome {
-        Ok(mut incoming) => {
+        Ok(incoming) => {
             drop(shared);
             // The workers hold the stream too and are about to let go of it.
             while failures.recv().await.is_some() {}
-            while let Some(rest) = incoming.next().await {
-                rest?;
-            }
-            Ok(())
+            Ok(incoming)
         }
         Err(error) => {
             let text = error.to_string();

@@ -11,7 +11,9 @@ use std::{
 
 use base::gomode;
 use rustix::{
-    fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags},
+    fs::{
+        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    },
     io::Errno,
 };
 
@@ -156,8 +158,7 @@ pub(crate) fn finish_other(
     if !stat.xattrs.is_empty() {
         let path = proc_path(folder, name);
         for (name, value) in &stat.xattrs {
-            let set =
-                rustix::fs::lsetxattr(path.as_slice(), name, value, XattrFlags::empty());
+            let set = rustix::fs::lsetxattr(path.as_slice(), name, value, XattrFlags::empty());
             ignore_unsupported(set)?;
         }
     }
@@ -210,11 +211,7 @@ pub(crate) fn create_file(folder: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd
 }
 
 /// Puts the finished `temporary` in the place of `name`; a folder there goes first.
-pub(crate) fn replace(
-    folder: BorrowedFd<'_>,
-    temporary: &CStr,
-    name: &CStr,
-) -> Result<(), Errno> {
+pub(crate) fn replace(folder: BorrowedFd<'_>, temporary: &CStr, name: &CStr) -> Result<(), Errno> {
     match rustix::fs::renameat(folder, temporary, folder, name) {
         Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
             remove_all(folder, name)?;

@@ -209,12 +209,7 @@ impl Merge<'_> {
         _ = self.shared.outgoing.send(packet(PacketType::PacketReq, id, Bytes::new()));
     }
 
-    fn folder(
-        &mut self,
-        name: &CStr,
-        stat: Stat,
-        old: Option<Stat>,
-    ) -> Result<(), TransferError> {
+    fn folder(&mut self, name: &CStr, stat: Stat, old: Option<Stat>) -> Result<(), TransferError> {
         let path = stat.path.clone();
         let is_new = match &old {
             Some(old) if old.mode & gomode::DIR != 0 => false,
@@ -267,7 +262,8 @@ impl Merge<'_> {
         loop {
             let is_root = self.frames.len() == 1;
             let frame = self.frame();
-            let before = |next: &Name| name.is_none_or(|name| (*next.name).cmp(name) == Ordering::Less);
+            let before =
+                |next: &Name| name.is_none_or(|name| (*next.name).cmp(name) == Ordering::Less);
             let Some(gone) = frame.existing.next_if(before) else { return Ok(()) };
             // Our own listing file is compared and replaced at the end.
             let keep = is_root
@@ -316,8 +312,7 @@ fn same(old: &Stat, new: &Stat) -> bool {
         && old.devminor == new.devminor
         && old.linkname == new.linkname;
     metadata
-        && (new.mode & gomode::DIR != 0
-            || old.size == new.size && old.mod_time == new.mod_time)
+        && (new.mode & gomode::DIR != 0 || old.size == new.size && old.mod_time == new.mod_time)
 }
 
 impl Merged {

@@ -3,13 +3,7 @@
 //! All packets of one file go to one thread. A thread waits only for the disk, so the reader that
 //! feeds it never waits for the peer.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::Write as _,
-    os::fd::AsFd as _,
-    sync::Arc,
-};
+use std::{collections::HashMap, fs::File, io::Write as _, os::fd::AsFd as _, sync::Arc};
 
 use base::Hasher;
 use bytes::Bytes;
@@ -150,11 +144,7 @@ fn run(
     result
 }
 
-fn begin(
-    shared: &Shared,
-    job: Arc<Job>,
-    folders: &mut FolderCache,
-) -> Result<Open, TransferError> {
+fn begin(shared: &Shared, job: Arc<Job>, folders: &mut FolderCache) -> Result<Open, TransferError> {
     let path = &job.stat.path;
     let folder = folders.open(shared.root.as_fd(), write::split(path).0)?;
     let temporary = job.replaces.then(write::temporary);
