@@ -1,16 +1,162 @@
-//! The launcher.
-use std::io;
+//! The launcher: the helper process that makes all others.
+//!
+//! Copying the page tables of a grown daemon costs 100 ms, and threads must not be alive across a
+//! fork, so the daemon never forks. It starts itself again, once and early, with a hidden argument
+//! ([`spawn`], [`main_if_requested`]); that process has one thread and little memory, and clones
+//! itself for each container in a fraction of a millisecond.
+//!
+//! There are two of them. The *guard* only waits for the daemon's end of a socket to close, which
+//! happens however the daemon dies, and for the *server*, its child and the first process of a
+//! process namespace; ending the server ends every container, then the guard removes their control
+//! groups. So nothing outlives the daemon.
 
-/// A running launcher. Clones share it; it ends, and all containers with it, when the last is dropped.
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    process::{Command as Process, Stdio},
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use crate::{
+    sys,
+    wire::{self, Command, Hello},
+};
+
+mod guard;
+pub(crate) mod serve;
+
+/// Tells [`main_if_requested`] what to become.
+const ARGUMENT: &str = "rbuild-launcher-of-the-daemon";
+
+/// A running launcher. Clones share it; it ends, and all containers with it, when the last is
+/// dropped.
 #[derive(Debug, Clone)]
-pub struct Launcher {}
+pub struct Launcher {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    control: OwnedFd,
+    /// Ends the guard when closed; learns of control groups.
+    guard: OwnedFd,
+    hello: OnceLock<Hello>,
+    /// Held while waiting for the first message.
+    greeting: Mutex<()>,
+    process: Mutex<std::process::Child>,
+}
 
 /// Starts the launcher: the running program again, with a hidden argument. To be called early,
-/// before the daemon is big; [`main_if_requested`] must be the first thing its `main` does.
+/// while the daemon is small; [`main_if_requested`] must be the first thing its `main` does.
 pub fn spawn() -> io::Result<Launcher> {
-    unreachable!("not built yet")
+    let (control, launcher_control) = sys::socketpair()?;
+    let (guard, launcher_guard) = sys::socketpair()?;
+    let process = Process::new("/proc/self/exe")
+        .arg(ARGUMENT)
+        .stdin(Stdio::from(launcher_control))
+        .stdout(Stdio::from(launcher_guard))
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
+        .spawn()?;
+    Ok(Launcher {
+        shared: Arc::new(Shared {
+            control,
+            guard,
+            hello: OnceLock::new(),
+            greeting: Mutex::new(()),
+            process: Mutex::new(process),
+        }),
+    })
 }
 
 /// Becomes the launcher, never to return, when the process was started as one. Call it first in
 /// `main`, before threads, arguments and logging.
-pub fn main_if_requested() {}
+pub fn main_if_requested() {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == ARGUMENT) {
+        guard::main()
+    }
+}
+
+/// Lets a test binary start launchers: its `main` belongs to the test harness, so the hook goes
+/// where the system's loader calls it before `main`. Use it once, at the top of a test file.
+#[macro_export]
+macro_rules! launcher_in_tests {
+    () => {
+        #[used]
+        #[unsafe(link_section = ".init_array")]
+        static RBUILD_LAUNCHER: extern "C" fn() = {
+            extern "C" fn start() {
+                $crate::launcher::main_if_requested()
+            }
+            start
+        };
+    };
+}
+
+impl Launcher {
+    /// What the launcher found; waits for it to be ready.
+    pub(crate) fn hello(&self) -> io::Result<&Hello> {
+        let shared = &self.shared;
+        let _turn = shared.greeting.lock().expect("no panic while the lock is held");
+        if shared.hello.get().is_none() {
+            let (data, fds) =
+                sys::receive(&shared.control, false)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            // Too long for one message: in a file.
+            let file = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+            debug_assert_eq!(data, b"hello");
+            let mut text = Vec::new();
+            File::from(file).read_to_end(&mut text)?;
+            _ = shared.hello.set(wire::decode(&text)?);
+        }
+        shared.hello.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Asks for a process.
+    pub(crate) fn send(&self, command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        sys::send(&self.shared.control, &wire::encode(&command), fds)
+    }
+
+    /// Leaves word of a control group, to be removed if the daemon dies.
+    pub(crate) fn announce_group(&self, folder: &Path) {
+        if let Some(text) = folder.to_str().filter(|text| text.len() < sys::MAX_MESSAGE) {
+            _ = sys::send(&self.shared.guard, text.as_bytes(), &[]);
+        }
+    }
+
+    /// Process number of the guard.
+    pub fn id(&self) -> u32 {
+        self.shared.process.lock().expect("no panic while the lock is held").id()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Closing our side tells the guard; wait for it, so that it leaves no zombie and nothing
+        // runs any more when we return.
+        let (unused, _) = match sys::socketpair() {
+            Ok(pair) => pair,
+            Err(_) => return,
+        };
+        drop(std::mem::replace(&mut self.guard, unused));
+        _ = self.process.get_mut().map(|process| process.wait());
+    }
+}
+
+/// Moves the sockets that came as standard input and output away from there, so that nobody
+/// writes to them by accident.
+fn take_sockets() -> io::Result<(OwnedFd, OwnedFd)> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let guard = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok((control, guard))
+}
+
+/// The socket of a run, as the launcher and its children see it.
+fn report(socket: impl AsFd, message: &impl serde::Serialize, fds: &[BorrowedFd<'_>]) {
+    // The daemon may have lost interest.
+    _ = sys::send(socket, &wire::encode(message), fds);
+}

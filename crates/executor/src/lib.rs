@@ -21,13 +21,22 @@ pub mod launcher;
 pub mod net;
 pub mod spec;
 
+mod cgroup;
+mod child;
+mod hosts;
 mod native;
+mod rootfs;
 mod runc;
 mod scripted;
+mod seccomp;
+mod supervise;
+mod sys;
+mod user;
+mod wire;
 
 pub use native::{Native, NativeConfig};
 pub use runc::{Runc, RuncConfig};
-pub use scripted::Scripted;
+pub use scripted::{Script, Scripted};
 pub use spec::{
     DEFAULT_HOSTNAME, Device, DeviceKind, Dns, ExtraHost, Mount, MountOptions, MountSource,
     Network, Process, Resources, Rlimit, Root, Secret, Security, Spec,
