@@ -7,7 +7,12 @@ use client::BuildRequest;
 use llb::pb::{Definition, OpMetadata};
 use prost::Message as _;
 
-use super::{BuildArgs, output::Form, parse, run};
+use super::{
+    BuildArgs,
+    execute::{common, execute},
+    output::Form,
+    parse,
+};
 use crate::{connection::ConnectionArgs, csv};
 
 /// A graph on standard input larger than this is something else.
@@ -29,7 +34,7 @@ pub async fn run(
     for cache in &args.import_cache {
         request.cache_imports.push(parse::cache("--import-cache", cache, false)?);
     }
-    run::common(&args, Form::Buildctl, &mut request)?;
+    common(&args, Form::Buildctl, &mut request)?;
     if args.frontend.is_none() {
         let mut definition = read_definition()?;
         if args.no_cache {
@@ -45,7 +50,7 @@ pub async fn run(
         request.frontend_attrs.entry("frontend.caps".into()).or_insert(caps);
     }
     let client = connection.connect().await?;
-    let outcome = run::execute(&client, request, &args, args.progress.parse()?, debug).await?;
+    let outcome = execute(&client, request, &args, args.progress.parse()?, debug).await?;
     if asked {
         match outcome.metadata.get("result.txt") {
             Some(text) => print!("{}", String::from_utf8_lossy(text)),

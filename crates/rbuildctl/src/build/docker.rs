@@ -7,8 +7,9 @@ use client::{BuildRequest, Export, Target, auth::DockerConfig};
 
 use super::{
     BuildArgs, call, context,
+    execute::{common, execute},
     output::{self, Form},
-    parse, run,
+    parse,
 };
 use crate::{connection::ConnectionArgs, csv, text};
 
@@ -24,7 +25,7 @@ pub async fn run(
     let prepared = context::prepare(given, args.file.as_deref(), &mut request)?;
     context::named(&args.build_context, &mut request)?;
     options(&args, &mut request)?;
-    run::common(&args, Form::Docker, &mut request)?;
+    common(&args, Form::Docker, &mut request)?;
     exports(&args, &mut request)?;
     if let Some(call) = &call {
         call.apply(&mut request);
@@ -36,7 +37,7 @@ pub async fn run(
     } else {
         args.progress.parse()?
     };
-    let outcome = run::execute(&client, request, &args, mode, debug).await?;
+    let outcome = execute(&client, request, &args, mode, debug).await?;
     drop(prepared);
     if let Some(call) = call {
         return call.print(&outcome.metadata);

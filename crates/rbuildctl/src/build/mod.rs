@@ -9,9 +9,9 @@ mod buildctl;
 mod call;
 mod context;
 mod docker;
+mod execute;
 mod output;
 mod parse;
-mod run;
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
