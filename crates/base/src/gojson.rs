@@ -33,6 +33,27 @@ pub fn to_vec_indented<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     out
 }
 
+/// Appends valid JSON to `out` without white space, escaping in strings what Go escapes and
+/// leaving all else (numbers, order, other escapes) as it came: Go's `RawMessage` inside Marshal.
+pub fn compact(json: &str, out: &mut Vec<u8>) {
+    let (mut in_string, mut escaped) = (false, false);
+    let mut buffer = [0; 4];
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' if in_string => {
+                out.extend(format!("\\u{:04x}", c as u32).bytes());
+            }
+            ' ' | '\t' | '\n' | '\r' if !in_string => continue,
+            _ => out.extend(c.encode_utf8(&mut buffer).bytes()),
+        }
+        (in_string, escaped) = match c {
+            '"' if !escaped => (!in_string, false),
+            '\\' if in_string && !escaped => (true, true),
+            _ => (in_string, false),
+        };
+    }
+}
+
 /// For `#[serde(serialize_with = "base::gojson::base64_bytes")]`: bytes as standard base64.
 pub fn base64_bytes<S: Serializer>(bytes: &impl AsRef<[u8]>, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&STANDARD.encode(bytes.as_ref()))

@@ -200,30 +200,10 @@ impl RawConfig {
             }
             out.extend(base::gojson::to_vec(key));
             out.push(b':');
-            compact(value.get(), &mut out);
+            base::gojson::compact(value.get(), &mut out);
         }
         out.push(b'}');
         out
-    }
-}
-
-/// Copies valid JSON without white space, escaping in strings what Go escapes.
-fn compact(json: &str, out: &mut Vec<u8>) {
-    let (mut in_string, mut escaped) = (false, false);
-    let mut buffer = [0; 4];
-    for c in json.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' if in_string => {
-                out.extend(format!("\\u{:04x}", c as u32).bytes());
-            }
-            ' ' | '\t' | '\n' | '\r' if !in_string => continue,
-            _ => out.extend(c.encode_utf8(&mut buffer).bytes()),
-        }
-        (in_string, escaped) = match c {
-            '"' if !escaped => (!in_string, false),
-            '\\' if in_string && !escaped => (true, true),
-            _ => (in_string, false),
-        };
     }
 }
 

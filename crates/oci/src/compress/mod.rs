@@ -126,3 +126,115 @@ impl<W: Write> Write for Encoder<W> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use base::Digest;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encode(kind: Compression, level: Option<i32>, data: &[u8], step: usize) -> Vec<u8> {
+        let mut writer = LayerWriter::new(kind, level, Vec::new()).unwrap();
+        for piece in data.chunks(step.max(1)) {
+            writer.write_all(piece).unwrap();
+        }
+        let written = writer.finish().unwrap();
+        assert_eq!(written.diff_id, Digest::of(data));
+        assert_eq!(written.digest, Digest::of(&written.out));
+        assert_eq!(written.size, written.out.len() as u64);
+        assert_eq!(written.uncompressed_size, data.len() as u64);
+        written.out
+    }
+
+    fn decode(data: &[u8], limits: Limits) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        Decoder::new(data, limits)?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    /// Text-like data that compresses a little.
+    fn sample(length: usize) -> Vec<u8> {
+        let mut state = 0x2545_f491_4f6c_dd1du64;
+        let mut step = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let words: Vec<String> = (0..500).map(|_| format!("{:x} ", step() % 0xff_ffff)).collect();
+        let mut out = Vec::with_capacity(length + 16);
+        while out.len() < length {
+            out.extend(words[usize::try_from(step() % 500).unwrap()].bytes());
+        }
+        out.truncate(length);
+        out
+    }
+
+    #[test]
+    fn bytes_survive_and_do_not_depend_on_write_sizes() {
+        for kind in [Compression::Uncompressed, Compression::Gzip, Compression::Zstd] {
+            for length in [0, 1, 1000, 128 << 10, (128 << 10) + 1, 3 << 20] {
+                let data = sample(length);
+                let whole = encode(kind, None, &data, data.len());
+                assert_eq!(whole, encode(kind, None, &data, 4093), "{kind:?} {length}");
+                assert_eq!(decode(&whole, Limits::default()).unwrap(), data, "{kind:?} {length}");
+                if length > 6 {
+                    assert_eq!(Compression::detect(&whole), kind);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gzip_header_and_level_range() {
+        let out = encode(Compression::Gzip, Some(9), b"abc", 1);
+        assert_eq!(out[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255]);
+        let error = Encoder::new(Compression::Gzip, Some(10), Vec::new()).err().unwrap();
+        assert_eq!(error.to_string(), "compression level 10 is not one of gzip's (0..=9)");
+        for level in 0..=9 {
+            let data = sample(300_000);
+            assert_eq!(
+                decode(&encode(Compression::Gzip, Some(level), &data, 999), Limits::NONE).unwrap(),
+                data
+            );
+        }
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let zeros = vec![0; 64 << 20];
+        let limits = Limits { free: 1 << 20, ratio: 200 };
+        for kind in [Compression::Gzip, Compression::Zstd] {
+            let bomb = encode(kind, None, &zeros, 1 << 20);
+            assert!(bomb.len() < 200_000);
+            let error = decode(&bomb, limits).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+            assert_eq!(decode(&bomb, Limits::default()).unwrap().len(), zeros.len());
+        }
+    }
+
+    #[test]
+    fn truncated_input_is_an_error() {
+        let data = sample(1 << 20);
+        for kind in [Compression::Gzip, Compression::Zstd] {
+            let whole = encode(kind, None, &data, 1 << 16);
+            assert!(decode(&whole[..whole.len() - 5], Limits::default()).is_err(), "{kind:?}");
+            assert!(decode(&whole[..whole.len() / 2], Limits::default()).is_err(), "{kind:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn any_bytes(data in proptest::collection::vec(any::<u8>(), 0..400_000), step in 1usize..70_000) {
+            for kind in [Compression::Gzip, Compression::Zstd] {
+                let out = encode(kind, Some(1), &data, step);
+                prop_assert_eq!(decode(&out, Limits::default()).unwrap(), data.clone());
+            }
+        }
+    }
+}

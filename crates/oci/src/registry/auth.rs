@@ -130,7 +130,7 @@ enum Method {
 /// By what an asker is known.
 #[derive(Clone, PartialEq, Eq)]
 enum Proof {
-    Authority(Vec<u8>),
+    Authority([u8; 32]),
     Login(Login),
 }
 
@@ -256,12 +256,7 @@ impl Authorizer {
 
     async fn prove(&self, host: &str, credentials: &dyn Credentials) -> Result<Proof> {
         match ask(host, credentials.token_authority(host, &self.salt)).await? {
-            Some(key) if key.len() == 32 => Ok(Proof::Authority(key)),
-            Some(key) => {
-                let source =
-                    format!("token authority key has {} bytes, expected 32", key.len()).into();
-                Err(Error::Credentials { host: host.to_owned(), source })
-            }
+            Some(key) => Ok(Proof::Authority(key)),
             None => Ok(Proof::Login(ask(host, credentials.login(host)).await?)),
         }
     }

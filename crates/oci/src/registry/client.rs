@@ -56,6 +56,8 @@ struct Shared {
     authorizer: Authorizer,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
     limits: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Of registries with several ways to reach them, the one that answered.
+    answering: Mutex<HashMap<Vec<Endpoint>, Endpoint>>,
 }
 
 /// Endpoints with equal trust and certificates share connections.
@@ -75,6 +77,7 @@ impl Client {
             authorizer: Authorizer::new(),
             clients: Mutex::default(),
             limits: Mutex::default(),
+            answering: Mutex::default(),
         }))
     }
 
@@ -104,6 +107,14 @@ impl Client {
         let mut limits = self.0.limits.lock().expect("no panics while held");
         let new = || Arc::new(Semaphore::new(self.0.options.concurrency_per_host.max(1)));
         limits.entry(host.to_owned()).or_insert_with(new).clone()
+    }
+
+    pub(super) fn answering(&self, ways: &[Endpoint]) -> Option<Endpoint> {
+        self.0.answering.lock().expect("no panics while held").get(ways).cloned()
+    }
+
+    pub(super) fn set_answering(&self, ways: Vec<Endpoint>, endpoint: Endpoint) {
+        self.0.answering.lock().expect("no panics while held").insert(ways, endpoint);
     }
 
     pub(super) fn chunk_size(&self) -> u64 {
@@ -316,11 +327,15 @@ pub(super) async fn unexpected(what: &str, endpoint: &Endpoint, answer: Response
     match status {
         StatusCode::NOT_FOUND => Error::not_found(what),
         StatusCode::FORBIDDEN => refusal(what, answer).await,
-        _ => Error::Status {
-            what: what.to_owned(),
-            host: endpoint.host.clone(),
-            status: status.as_u16(),
-            message: server_message(answer).await,
-        },
+        _ => {
+            let (what, host) = (what.to_owned(), endpoint.host.clone());
+            let message = server_message(answer).await;
+            // A TLS port spoken to in plain: not the registry's answer, another way may work.
+            let tls_port = ["to an HTTPS server", "to HTTPS port"];
+            if endpoint.plain && tls_port.iter().any(|text| message.contains(text)) {
+                return Error::Unreachable { what, host, message, hint: TLS_HINT };
+            }
+            Error::Status { what, host, status: status.as_u16(), message }
+        }
     }
 }

@@ -60,12 +60,12 @@ pub trait Credentials: Send + Sync {
     /// User and secret for `host`; empty if there are none.
     async fn login(&self, host: &str) -> Result<Login, CredentialsError>;
 
-    /// Ed25519 public key (32 bytes) of the token authority for `host`; `None` if there is none.
+    /// Ed25519 public key of the token authority for `host`; `None` if there is none.
     async fn token_authority(
         &self,
         host: &str,
-        salt: &[u8],
-    ) -> Result<Option<Vec<u8>>, CredentialsError> {
+        salt: &[u8; 32],
+    ) -> Result<Option<[u8; 32]>, CredentialsError> {
         _ = (host, salt);
         Ok(None)
     }
@@ -74,8 +74,8 @@ pub trait Credentials: Send + Sync {
     async fn sign(
         &self,
         host: &str,
-        payload: &[u8],
-        salt: &[u8],
+        payload: &[u8; 32],
+        salt: &[u8; 32],
     ) -> Result<Option<Vec<u8>>, CredentialsError> {
         _ = (host, payload, salt);
         Ok(None)

@@ -23,37 +23,36 @@ const RESUMES: u32 = 4;
 /// Pages of tags that are followed.
 const MAX_PAGES: usize = 1000;
 
-/// Tries the endpoints in turn: mirrors and fallbacks may fail in any way, the last one's error
-/// counts, unless an earlier one of the registry itself says more than "did not answer".
+/// Tries the endpoints in turn. Mirrors may fail in any way. The registry itself is done with the
+/// first definite answer; if there is none, the first way of asking tells best what is wrong.
 macro_rules! first_good {
     ($endpoints:expr, $endpoint:ident => $attempt:expr) => {{
-        let mut worst: Option<Error> = None;
+        let (mut of_mirror, mut own) = (None, None);
         let mut found = None;
         for $endpoint in $endpoints {
-            match $attempt.await {
+            let error = match $attempt.await {
                 Ok(value) => {
                     found = Some(value);
                     break;
                 }
-                Err(error) => {
-                    tracing::debug!(host = %$endpoint.host, %error, "endpoint failed");
-                    let keep = $endpoint.mirror_of.is_none()
-                        && worst.as_ref().is_none_or(|w| matches!(w, Error::Unreachable { .. }));
-                    // A definite answer of the registry itself needs no second way of asking.
-                    let definite = $endpoint.mirror_of.is_none()
-                        && !matches!(error, Error::Unreachable { .. });
-                    if keep || worst.is_none() || definite {
-                        worst = Some(error);
-                    }
-                    if definite {
-                        break;
-                    }
-                }
+                Err(error) => error,
+            };
+            tracing::debug!(host = %$endpoint.host, %error, "endpoint failed");
+            if $endpoint.mirror_of.is_some() {
+                of_mirror = Some(error);
+                continue;
+            }
+            let definite = !matches!(error, Error::Unreachable { .. });
+            if definite || own.is_none() {
+                own = Some(error);
+            }
+            if definite {
+                break;
             }
         }
         match found {
             Some(value) => Ok(value),
-            None => Err(worst.expect("every registry has an endpoint")),
+            None => Err(own.or(of_mirror).expect("every registry has an endpoint")),
         }
     }};
 }
@@ -253,7 +252,7 @@ impl Remote {
             tags: Vec<String>,
         }
         let what = format!("tags of {}", repository.repository());
-        let endpoint = self.last_endpoint(repository, &what).await?;
+        let endpoint = self.own_endpoint(repository, &what).await?;
         let mut url = endpoint.url(repository.path(), "tags/list?n=1000")?;
         let mut tags = Vec::new();
         for _ in 0..MAX_PAGES {
@@ -285,7 +284,7 @@ impl Remote {
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>> {
         let what = format!("referrers of {}@{subject}", repository.repository());
-        let endpoint = self.last_endpoint(repository, &what).await?;
+        let endpoint = self.own_endpoint(repository, &what).await?;
         let mut url = endpoint.url(repository.path(), &format!("referrers/{subject}"))?;
         if let Some(kind) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", kind);
@@ -311,29 +310,39 @@ impl Remote {
         Ok(found)
     }
 
-    /// The registry itself, by the first of its endpoints that answers at all.
-    pub(super) async fn last_endpoint(
+    /// The registry itself (no mirror), by the first of its endpoints that answers at all.
+    pub(super) async fn own_endpoint(
         &self,
         repository: &Reference,
         what: &str,
     ) -> Result<Endpoint> {
-        let mut endpoints = self.endpoints(repository, false);
-        if endpoints.len() == 1 {
-            return Ok(endpoints.remove(0));
+        let mut ways = self.endpoints(repository, false);
+        if ways.len() == 1 {
+            return Ok(ways.remove(0));
         }
-        first_good!(endpoints, endpoint => async {
-            let url = endpoint.url("", "")?;
-            let mut url_root = url;
-            url_root.set_path("/v2/");
-            self.send(&endpoint, Request::new(what, Method::GET, url_root, Scopes::default()))
-                .await
-                .map(|_| ())
-                .or_else(|error| match error {
-                    Error::Unreachable { .. } => Err(error),
-                    _ => Ok(()),
-                })?;
-            Ok::<_, Error>(endpoint.clone())
-        })
+        if let Some(known) = self.client.answering(&ways) {
+            return Ok(known);
+        }
+        let found = first_good!(ways.clone(), endpoint => self.probe(&endpoint, what))?;
+        self.client.set_answering(ways, found.clone());
+        Ok(found)
+    }
+
+    async fn probe(&self, endpoint: &Endpoint, what: &str) -> Result<Endpoint> {
+        let mut url = endpoint.url("", "")?;
+        url.set_path("/v2/");
+        let request = Request::new(what, Method::GET, url, Scopes::default());
+        match self.send(endpoint, request).await {
+            Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
+                match unexpected(what, endpoint, answer).await {
+                    error @ Error::Unreachable { .. } => Err(error),
+                    _ => Ok(endpoint.clone()),
+                }
+            }
+            Err(error @ Error::Unreachable { .. }) => Err(error),
+            // Whatever it said, it is there.
+            _ => Ok(endpoint.clone()),
+        }
     }
 }
 

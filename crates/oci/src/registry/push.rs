@@ -28,7 +28,7 @@ impl Remote {
         mount_from: &[Reference],
     ) -> Result<Pushed> {
         let what = format!("push blob {} to {}", blob.digest, repository.repository());
-        let endpoint = self.last_endpoint(repository, &what).await?;
+        let endpoint = self.own_endpoint(repository, &what).await?;
         let mut push = Push {
             remote: self,
             endpoint: &endpoint,
@@ -67,7 +67,7 @@ impl Remote {
     ) -> Result<()> {
         let object = reference.tag().map_or_else(|| manifest.digest.to_string(), str::to_owned);
         let what = format!("push manifest {} as {reference}", manifest.digest);
-        let endpoint = self.last_endpoint(reference, &what).await?;
+        let endpoint = self.own_endpoint(reference, &what).await?;
         let url = endpoint.url(reference.path(), &format!("manifests/{object}"))?;
         let mut request = Request::new(&what, Method::PUT, url, Scopes::push(reference.path()));
         let media_type = HeaderValue::from_str(&manifest.media_type)
