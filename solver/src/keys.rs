@@ -186,6 +186,8 @@ pub struct StoreIndex(pub u32);
 impl StoreIndex {
     /// The persistent, writable store.
     pub const MAIN: StoreIndex = StoreIndex(0);
+    /// No store: marks keys that mean one particular run.
+    pub(crate) const RUN: StoreIndex = StoreIndex(u32::MAX);
 }
 
 /// A cache key; cloning shares it.

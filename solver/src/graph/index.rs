@@ -52,7 +52,20 @@ impl Graph {
         let dep = &state.deps[input];
         let child = &self.edges[dep.child];
         let selector = vertex.input_key(input).selector;
-        let by_definition = child.offered.iter().chain(&child.result_keys);
+        let ignored = self.vertices[child.vertex].ignore_cache;
+        if ignored {
+            // What was forced to run equals no other run of the same operation, only itself.
+            entries.push(Entry {
+                store: StoreIndex::RUN,
+                key: KeyId::Chain(u64::from(dep.child)),
+                input: Some(input as u32),
+                output: state.output,
+                operation: vertex.operation(),
+                selector,
+            });
+        }
+        let result_keys = if ignored { &[][..] } else { &child.result_keys };
+        let by_definition = child.offered.iter().chain(result_keys);
         let alternatives = by_definition
             .map(|key| (key, selector))
             .chain(dep.content_key.iter().map(|key| (key, None)));

@@ -220,7 +220,9 @@ impl Graph {
             }
             return !self.edges[edge].records.is_empty();
         }
-        for id in self.stored_ids(self.alternatives(edge)) {
+        // Result keys of an input that was forced to run are not offered: they lead to what was
+        // built on its earlier results.
+        for id in self.stored_ids(self.alternatives(edge, |child| &child.offered)) {
             if self.keys.results(id).is_empty() {
                 continue;
             }
@@ -236,12 +238,16 @@ impl Graph {
     }
 
     /// Per input, the named alternatives in the main store.
-    fn alternatives(&self, edge: EdgeIx) -> impl Iterator<Item = Vec<(KeyId, Link)>> + use<'_> {
+    fn alternatives(
+        &self,
+        edge: EdgeIx,
+        keys: fn(&EdgeState) -> &[CacheKey],
+    ) -> impl Iterator<Item = Vec<(KeyId, Link)>> + use<'_> {
         self.edges[edge].deps.iter().enumerate().map(move |(input, dep)| {
             let selector = self.vertices[self.edges[edge].vertex].input_key(input).selector;
             let link = self.link(edge, input, selector);
             let exact = self.link(edge, input, None);
-            let by_definition = self.edges[dep.child].current_keys().iter().map(|key| (key, link));
+            let by_definition = keys(&self.edges[dep.child]).iter().map(|key| (key, link));
             let content = dep.content_key.iter().map(|key| (key, exact));
             by_definition
                 .chain(content)
@@ -348,7 +354,7 @@ impl Graph {
         let stored = keys.iter().find_map(|key| key.id(StoreIndex::MAIN));
         let Some(stored) = stored else { return keys };
         if !self.edges[edge].deps.is_empty() {
-            let ways: Vec<_> = self.alternatives(edge).flatten().collect();
+            let ways: Vec<_> = self.alternatives(edge, EdgeState::current_keys).flatten().collect();
             for (from, link) in ways {
                 self.keys.add_link(from, link, stored);
             }
