@@ -111,6 +111,11 @@ impl Folders {
         self.trash.throw(&self.layer(layer)).map(|_| ())
     }
 
+    /// Takes something inside the snapshot folder away.
+    pub fn throw(&self, path: &Path) -> Result<bool, SnapshotError> {
+        self.trash.throw(path)
+    }
+
     pub fn list(&self) -> Result<Vec<LayerId>, SnapshotError> {
         let failed = |error| SnapshotError::io("list", &self.root, error);
         let mut layers = Vec::new();

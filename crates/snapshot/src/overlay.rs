@@ -104,7 +104,8 @@ impl Overlay {
         for entry in fs::read_dir(layer)? {
             let entry = entry?;
             if entry.file_name().as_encoded_bytes().starts_with(WORK.as_bytes()) {
-                sys::remove_all(CWD, &bytes(&entry.path()))?;
+                // Overlay leaves several folders in there; removing them can wait.
+                self.folders.throw(&entry.path()).map_err(io::Error::other)?;
             }
         }
         Ok(())
