@@ -8,6 +8,8 @@
 
 #![allow(dead_code)]
 
+pub mod script;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
@@ -209,6 +211,7 @@ impl World {
     }
 
     pub fn open(&mut self, job: &str) -> JobId {
+        self.closed.remove(&JobId::from(job));
         let job = JobId::from(job);
         self.step(Event::Open { job: job.clone() });
         job
