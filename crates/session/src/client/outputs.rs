@@ -8,7 +8,11 @@ use std::{
     convert::Infallible,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -125,12 +129,46 @@ impl Service<HttpRequest<Body>> for OutputService {
                     grpc.streaming(TakeTree { path, delete }, request).await
                 }
                 Ok(Target::File(open)) => {
+                    let broken = Arc::new(AtomicBool::new(false));
+                    let notice = broken.clone();
+                    let request = request.map(|body| Body::new(Watched { body, broken: notice }));
                     let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
                     let mut grpc = Grpc::new(codec).max_decoding_message_size(MESSAGE_LIMIT);
-                    grpc.streaming(TakeFile { open }, request).await
+                    grpc.streaming(TakeFile { open, broken }, request).await
                 }
             })
         })
+    }
+}
+
+/// Notices that a stream was cancelled: to its reader it ends like a complete one.
+struct Watched {
+    body: Body,
+    broken: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Watched {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let whole = match &polled {
+            Poll::Ready(None) => self.body.is_end_stream(),
+            Poll::Ready(Some(Err(_))) => false,
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => true,
+        };
+        if !whole {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 }
 
@@ -201,6 +239,7 @@ fn receive_tree(
 
 struct TakeFile {
     open: OpenFile,
+    broken: Arc<AtomicBool>,
 }
 
 impl StreamingService<BytesMessage> for TakeFile {
@@ -209,10 +248,10 @@ impl StreamingService<BytesMessage> for TakeFile {
     type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<BytesMessage>>) -> Self::Future {
-        let open = self.open.clone();
+        let (open, broken) = (self.open.clone(), self.broken.clone());
         Box::pin(async move {
             let result = told(request.metadata());
-            write_file(open, result, request.into_inner()).await?;
+            write_file(open, result, request.into_inner(), &broken).await?;
             let nothing: Self::ResponseStream = Box::pin(futures_util::stream::empty());
             Ok(Response::new(nothing))
         })
@@ -240,6 +279,7 @@ async fn write_file(
     open: OpenFile,
     result: BTreeMap<String, String>,
     mut incoming: Streaming<BytesMessage>,
+    broken: &AtomicBool,
 ) -> Result<(), Status> {
     let failed = |error: io::Error| Status::unknown(format!("write output: {error}"));
     let stopped = |error: tokio::task::JoinError| Status::internal(error.to_string());
@@ -263,6 +303,9 @@ async fn write_file(
             if sender.send(Some(message.data)).await.is_err() {
                 break;
             }
+        }
+        if broken.load(Ordering::Relaxed) {
+            return Err(Status::cancelled("the output broke off"));
         }
         _ = sender.send(None).await;
         Ok::<_, Status>(())

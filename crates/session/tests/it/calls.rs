@@ -371,6 +371,8 @@ async fn file_outputs_arrive_whole_or_not_at_all() {
     assert_eq!(soon(writer.finish()).await.unwrap_err().to_string(), "exporter 9 not found");
 
     // Given up half-way: the client must not take it for the whole.
+    taken.data.lock().unwrap().clear();
+    *taken.closed.lock().unwrap() = false;
     let mut writer = pair.session.send_file(0, &told).await.unwrap();
     writer.write_chunk(Bytes::from_static(b"half")).await.unwrap();
     while taken.data.lock().unwrap().is_empty() {
