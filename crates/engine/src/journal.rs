@@ -268,6 +268,11 @@ impl Journal {
         self.dirty.notify_one();
     }
 
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
     /// What the vertices add up to.
     pub fn counts(&self) -> Counts {
         let state = self.state();

@@ -1,1 +1,25 @@
-//! TODO
+//! Builds: from a request to an exported result, with everything that is told on the way.
+//!
+//! An [`Engine`] opens a [`Job`] for each request, runs the frontend (here, or on the client's side
+//! over the bridge), has the solver build what the result needs and exporters take it out. A job's
+//! progress is its [`Journal`]; when it has ended, [`History`] keeps the record. Nothing here knows
+//! gRPC servers or settings files: `rbuildd` turns both into requests and [`Settings`].
+//! Invariant: a job that ended, in whatever way, holds no containers, mounts or refs.
+
+mod bridge;
+mod capabilities;
+mod containers;
+mod engine;
+mod failure;
+mod history;
+mod history_filter;
+mod job;
+mod journal;
+pub mod run;
+
+pub use capabilities::LLB as LLB_CAPABILITIES;
+pub(crate) use containers::Containers;
+pub use engine::{Engine, Settings, SolveRequest, Work, host_platforms};
+pub use history::{History, HistoryLimits};
+pub use job::{Job, Jobs};
+pub use journal::{Counts, Journal, LogLimit, Reader, split};

@@ -1,1 +1,162 @@
-fn main() {}
+//! The build daemon.
+//!
+//! Reads settings, opens the state folder, puts the engine together and serves it. Only here are
+//! drivers chosen and the environment read. A first SIGTERM or SIGINT ends it gracefully, a second
+//! one no longer waits, a third ends it at once.
+
+mod config;
+mod containers;
+mod content;
+mod control;
+mod debug;
+mod flags;
+mod idle;
+mod images;
+mod listen;
+mod serve;
+mod setup;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use crate::{config::Config, flags::Flags, idle::Idle, listen::Listener};
+
+/// What the daemon calls itself, as four words.
+pub struct Version {
+    program: &'static str,
+    package: &'static str,
+    version: &'static str,
+    revision: &'static str,
+    dockerfile: &'static str,
+}
+
+/// Clients take `version` for the protocol's age; `revision` says which program this is.
+pub const VERSION: Version = Version {
+    program: "rbuildd",
+    package: "github.com/moby/buildkit",
+    version: "v0.31.0",
+    revision: concat!("rbuild-", env!("CARGO_PKG_VERSION")),
+    dockerfile: "1.26.0",
+};
+
+/// How long running calls may take to end after the first signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    // The launcher is this program again: it must not become a daemon first.
+    executor::launcher::main_if_requested();
+    let flags = Flags::parse();
+    if flags.version {
+        println!("{} {} {} {}", VERSION.program, VERSION.package, VERSION.version, VERSION.revision);
+        return ExitCode::SUCCESS;
+    }
+    match start(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rbuildd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(flags: &Flags) -> anyhow::Result<()> {
+    let config = Config::load(flags)?;
+    setup::logging(&config)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if !rustix::process::geteuid().is_root() {
+        anyhow::bail!("rbuildd must run as root (also a mapped one)");
+    }
+    rustix::process::umask(rustix::fs::Mode::empty());
+    // Before there are threads and before memory grows.
+    let launcher = executor::launcher::spawn().context("start the launcher of steps")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let outcome = runtime.block_on(run(&config, launcher));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn run(config: &Config, launcher: executor::launcher::Launcher) -> anyhow::Result<()> {
+    let mut listeners = Vec::new();
+    for address in &config.addresses {
+        listeners.push(Listener::open(address, config).await?);
+    }
+    let idle = Idle::new();
+    let services = setup::services(config, launcher, idle.clone()).await?;
+    if let Some(address) = &config.debug_address {
+        debug::serve(address, services.engine.clone()).await?;
+    }
+    notify("READY=1");
+    tracing::info!(addresses = ?config.addresses, root = %config.root.display(), "ready");
+    let ending = {
+        let (idle, runner, quiet) = (idle.clone(), services.runner.clone(), config.idle_timeout);
+        async move {
+            match quiet {
+                Some(quiet) => {
+                    tokio::select! {
+                        () = signalled() => {}
+                        () = idle.wait(quiet, || runner.is_busy()) => tracing::info!("idle for long enough"),
+                    }
+                }
+                None => signalled().await,
+            }
+        }
+    };
+    let serving = services.serve(listeners, config);
+    tokio::pin!(serving);
+    tokio::select! {
+        served = &mut serving => served?,
+        () = ending => {
+            notify("STOPPING=1");
+            tracing::info!("stopping");
+            idle.stop();
+            tokio::select! {
+                served = tokio::time::timeout(DRAIN, &mut serving) => match served {
+                    Ok(served) => served?,
+                    Err(_) => tracing::warn!("calls still run after {} s; cancelling them", DRAIN.as_secs()),
+                },
+                () = signalled() => tracing::warn!("stopping without waiting"),
+            }
+        }
+    }
+    services.runner.shut_down().await;
+    services.engine.history().settled().await;
+    services.engine.close().await.context("write the state down")
+}
+
+/// SIGTERM or SIGINT; the third one ends the process.
+async fn signalled() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::signal::unix::{SignalKind, signal};
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    if SEEN.fetch_add(1, Ordering::Relaxed) + 1 >= 3 {
+        std::process::exit(1);
+    }
+}
+
+/// Tells a supervisor that asked to be told.
+fn notify(state: &str) {
+    let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return };
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return };
+    let sent = match path.strip_prefix('@') {
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt as _;
+            std::os::unix::net::SocketAddr::from_abstract_name(name)
+                .and_then(|address| socket.send_to_addr(state.as_bytes(), &address))
+        }
+        None => socket.send_to(state.as_bytes(), path),
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "cannot tell the supervisor");
+    }
+}

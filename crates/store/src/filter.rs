@@ -18,6 +18,13 @@ pub trait Fields {
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     conditions: Vec<Condition>,
+    text: String,
+}
+
+impl std::fmt::Display for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -37,10 +44,9 @@ enum Test {
 impl Filter {
     /// Reads a filter. The empty one matches everything.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
-        Parser { text, at: 0 }.filter().map_err(|reason| StoreError::Filter {
-            filter: text.to_owned(),
-            reason,
-        })
+        let parsed = Parser { text, at: 0 }.filter();
+        let parsed = parsed.map(|filter| Self { text: text.to_owned(), ..filter });
+        parsed.map_err(|reason| StoreError::Filter { filter: text.to_owned(), reason })
     }
 
     /// Reads several, of which one has to match.
@@ -77,12 +83,12 @@ impl Parser<'_> {
     fn filter(mut self) -> Result<Filter, String> {
         let mut conditions = Vec::new();
         if self.text.is_empty() {
-            return Ok(Filter { conditions });
+            return Ok(Filter { conditions, text: String::new() });
         }
         loop {
             conditions.push(self.condition()?);
             match self.next() {
-                None => return Ok(Filter { conditions }),
+                None => return Ok(Filter { conditions, text: String::new() }),
                 Some(',') => {}
                 Some(other) => return Err(format!("expected `,` or the end, found `{other}`")),
             }

@@ -11,4 +11,4 @@ pub mod status;
 pub mod wire;
 
 pub use run::{Container, Containers, NewContainer, Process, ProcessEvent, ProcessInput, Run};
-pub use service::{Runs, Service};
+pub use service::{Runs, Service, signal_number};

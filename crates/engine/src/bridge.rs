@@ -1,0 +1,400 @@
+//! The bridge of one frontend run: graphs become refs that are built when somebody looks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use base::{Platform, gomode, pattern::Patterns};
+use bytes::Bytes;
+use frontend_api::{
+    Bridge, Code, FileRange, FileStat, FrontendError, FrontendResult, GitMeta, HttpMeta, ImageMeta,
+    RefHandle, Refs, SolveRequest, SolveWhat, SourceMeta, SourceMetaRequest, Warning, WorkerInfo,
+};
+use llb::pb;
+use ops::{OpError, Worker};
+use proto::control::VertexWarning;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use snapshot::Tree;
+use solver::Builder;
+use store::Ref;
+use tokio::sync::OnceCell;
+
+use crate::{Engine, Job, capabilities, failure, journal::made_up_digest};
+
+/// Largest file a frontend may read in one piece.
+const MAX_FILE: u64 = 128 << 20;
+
+/// One frontend's view of one build.
+pub(crate) struct JobBridge {
+    pub engine: Arc<Engine>,
+    pub job: Arc<Job>,
+    pub builder: Builder<Worker>,
+    pub options: BTreeMap<String, String>,
+    pub inputs: BTreeMap<String, pb::Definition>,
+    pub caps: Arc<BTreeSet<String>>,
+}
+
+/// A tree that is built when it is first needed.
+pub(crate) struct LazyRef {
+    engine: Arc<Engine>,
+    job: Arc<Job>,
+    builder: Builder<Worker>,
+    definition: Arc<pb::Definition>,
+    built: OnceCell<Option<Ref>>,
+}
+
+impl LazyRef {
+    /// Builds it, or waits for whoever does.
+    pub(crate) async fn result(&self) -> Result<Option<Ref>, FrontendError> {
+        self.built.get_or_try_init(|| self.build()).await.cloned()
+    }
+
+    async fn build(&self) -> Result<Option<Ref>, FrontendError> {
+        let options = llb::ParseOptions {
+            default_platform: &self.engine.worker().platforms[0],
+            capabilities: Some(capabilities::LLB),
+        };
+        let definition = llb::Definition::parse(&self.definition, &options)
+            .map_err(|error| FrontendError::new(error.to_string()))?;
+        for vertex in definition.vertices() {
+            if let Some(entitlement) = ops::needed_entitlement(vertex)
+                && !self.job.entitlements.contains(entitlement)
+            {
+                return Err(FrontendError::new(format!("{entitlement} is not allowed")));
+            }
+        }
+        self.job.learn(&definition);
+        let loaded = self
+            .builder
+            .load(ops::bind(&definition), &[])
+            .map_err(|error| FrontendError::with_code(Code::Canceled, error.to_string()))?;
+        let built = self.builder.build(loaded.edge(ops::edge(definition.result()))).await;
+        match built {
+            Ok(built) => Ok(built.output),
+            Err(error) => Err(failure::from_build(&self.job, &error)),
+        }
+    }
+
+    /// The files, with all lazy layers fetched.
+    pub(crate) async fn tree(&self) -> Result<Option<(Ref, Tree)>, FrontendError> {
+        let Some(reference) = self.result().await? else { return Ok(None) };
+        self.engine.ensure_local(&reference).await?;
+        let tree = reference.tree().map_err(|error| failure::internal("mount a result", error))?;
+        Ok(Some((reference, tree)))
+    }
+}
+
+/// What is behind a handle that an engine's bridge gave out.
+pub(crate) async fn resolve(handle: Option<&RefHandle>) -> Result<Option<Ref>, FrontendError> {
+    match handle {
+        None => Ok(None),
+        Some(handle) => lazy(handle)?.result().await,
+    }
+}
+
+pub(crate) fn lazy(handle: &RefHandle) -> Result<Arc<LazyRef>, FrontendError> {
+    handle
+        .downcast::<LazyRef>()
+        .ok_or_else(|| FrontendError::with_code(Code::Internal, "a ref of another bridge was used"))
+}
+
+impl JobBridge {
+    /// A bridge for another frontend of the same build.
+    fn child(&self, options: BTreeMap<String, String>, inputs: BTreeMap<String, pb::Definition>) -> Arc<Self> {
+        Arc::new(Self {
+            engine: self.engine.clone(),
+            job: self.job.clone(),
+            builder: self.builder.clone(),
+            options,
+            inputs,
+            caps: self.caps.clone(),
+        })
+    }
+
+    fn handle(&self, definition: pb::Definition) -> RefHandle {
+        let definition = Arc::new(definition);
+        let lazy = LazyRef {
+            engine: self.engine.clone(),
+            job: self.job.clone(),
+            builder: self.builder.clone(),
+            definition: definition.clone(),
+            built: OnceCell::new(),
+        };
+        RefHandle::new(Arc::new(lazy), Some(definition))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        reference: &RefHandle,
+        path: &str,
+        read: impl FnOnce(&Tree, &str) -> Result<T, FrontendError> + Send + 'static,
+    ) -> Result<T, FrontendError> {
+        let Some((keep, tree)) = lazy(reference)?.tree().await? else {
+            return Err(FrontendError::new(format!("open {path}: no such file or directory")));
+        };
+        let path = path.to_owned();
+        let done = tokio::task::spawn_blocking(move || {
+            let answer = read(&tree, &path);
+            drop((tree, keep));
+            answer
+        });
+        done.await.map_err(|error| failure::internal("read a result", error))?
+    }
+}
+
+#[async_trait]
+impl Bridge for JobBridge {
+    fn options(&self) -> &BTreeMap<String, String> {
+        &self.options
+    }
+
+    fn session_id(&self) -> &str {
+        &self.job.session
+    }
+
+    fn workers(&self) -> &[WorkerInfo] {
+        std::slice::from_ref(self.engine.worker())
+    }
+
+    fn llb_caps(&self) -> &BTreeSet<String> {
+        &self.caps
+    }
+
+    fn exported_product(&self) -> &str {
+        "buildkit"
+    }
+
+    async fn inputs(&self) -> Result<BTreeMap<String, pb::Definition>, FrontendError> {
+        Ok(self.inputs.clone())
+    }
+
+    async fn solve(&self, request: SolveRequest) -> Result<FrontendResult, FrontendError> {
+        if let Some(import) = request.cache_imports.first() {
+            return Err(FrontendError::with_code(
+                Code::Unimplemented,
+                format!("importing a {} cache is not supported by this daemon yet; leave --cache-from out", import.kind),
+            ));
+        }
+        let result = match request.what {
+            SolveWhat::Nothing => FrontendResult::default(),
+            SolveWhat::Definition(definition) if definition.def.is_empty() => FrontendResult::default(),
+            SolveWhat::Definition(definition) => FrontendResult::single(Some(self.handle(definition))),
+            SolveWhat::Frontend { name, options, inputs } => {
+                self.engine.run_frontend(&name, self.child(options, inputs)).await?
+            }
+        };
+        if request.evaluate {
+            evaluate(&result).await?;
+        }
+        Ok(result)
+    }
+
+    async fn resolve_source_meta(&self, request: SourceMetaRequest) -> Result<SourceMeta, FrontendError> {
+        let platform = request.platform.clone().unwrap_or_else(|| self.engine.worker().platforms[0].clone());
+        let identifier = request.source.identifier.clone();
+        let name = match request.log_name.as_str() {
+            "" => format!("resolve image config for {identifier}"),
+            name => name.to_owned(),
+        };
+        let digest = made_up_digest(&format!("{identifier}{}", platform.format_all()));
+        let journal = self.job.journal.clone();
+        journal.loaded(&digest, &name, Vec::new(), None);
+        journal.started(&digest);
+        let (told, vertex) = (journal.clone(), digest.clone());
+        let progress = source::Progress::new(move |status| {
+            told.status(crate::job::status_to_wire(&vertex, &status));
+        });
+        let question = source::MetaRequest {
+            source: source::SourceRequest {
+                op: request.source.clone(),
+                platform: platform.normalize(),
+                group: self.engine.machine.sessions.group([self.job.session.clone()]),
+                memo: self.job.memo.clone(),
+                progress,
+            },
+            resolve_mode: request.resolve_mode,
+            no_config: request.no_config,
+            git_objects: request.git_objects,
+        };
+        let answer = self.engine.machine.sources.metadata(question).await;
+        match answer {
+            Ok(meta) => {
+                journal.completed(&digest, false, None);
+                Ok(SourceMeta {
+                    source: request.source,
+                    image: meta.image.map(|image| ImageMeta { digest: image.digest, config: image.config }),
+                    git: meta.git.map(|git| GitMeta {
+                        checksum: git.checksum,
+                        reference: git.reference,
+                        commit_checksum: git.commit_checksum,
+                        commit_object: git.commit_object,
+                        tag_object: git.tag_object,
+                    }),
+                    http: meta.http.map(|http| HttpMeta {
+                        checksum: http.checksum,
+                        filename: http.filename,
+                        last_modified: http.last_modified,
+                    }),
+                })
+            }
+            Err(error) => {
+                let error = OpError::from(error);
+                journal.completed(&digest, false, Some(&error.to_string()));
+                Err(failure::from_op(&error))
+            }
+        }
+    }
+
+    async fn read_file(
+        &self,
+        reference: &RefHandle,
+        path: &str,
+        range: Option<FileRange>,
+    ) -> Result<Bytes, FrontendError> {
+        self.blocking(reference, path, move |tree, path| read_file(tree, path, range)).await
+    }
+
+    async fn read_dir(&self, reference: &RefHandle, path: &str, include: &str) -> Result<Vec<FileStat>, FrontendError> {
+        let include = include.to_owned();
+        self.blocking(reference, path, move |tree, path| read_dir(tree, path, &include)).await
+    }
+
+    async fn stat_file(&self, reference: &RefHandle, path: &str) -> Result<FileStat, FrontendError> {
+        self.blocking(reference, path, stat_file).await
+    }
+
+    async fn evaluate(&self, reference: &RefHandle) -> Result<(), FrontendError> {
+        lazy(reference)?.result().await.map(|_| ())
+    }
+
+    async fn warn(&self, warning: Warning) -> Result<(), FrontendError> {
+        self.job.journal.warning(VertexWarning {
+            vertex: warning.vertex,
+            level: i64::from(warning.level),
+            short: warning.short.into(),
+            detail: warning.detail.into_iter().map(Into::into).collect(),
+            url: warning.url,
+            info: warning.source_info,
+            ranges: warning.ranges,
+        });
+        Ok(())
+    }
+}
+
+/// Builds all refs of a result at once.
+pub(crate) async fn evaluate(result: &FrontendResult) -> Result<(), FrontendError> {
+    let handles: Vec<&RefHandle> = match &result.refs {
+        Refs::Single(reference) => reference.iter().collect(),
+        Refs::Map(map) => map.values().flatten().collect(),
+    };
+    let attested = result.attestations.values().flatten().filter_map(|item| item.reference.as_ref());
+    let all = handles.into_iter().chain(attested).map(|handle| resolve(Some(handle)));
+    futures_util::future::try_join_all(all).await.map(|_| ())
+}
+
+fn io_error(doing: &str, path: &str, error: std::io::Error) -> FrontendError {
+    let text = match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        std::io::ErrorKind::NotADirectory => "not a directory".to_owned(),
+        _ => error.to_string(),
+    };
+    FrontendError::new(format!("{doing} {path}: {text}"))
+}
+
+fn open(tree: &Tree, path: &str, flags: OFlags) -> Result<std::fs::File, std::io::Error> {
+    let inside = match path.trim_start_matches('/') {
+        "" => ".",
+        inside => inside,
+    };
+    let fd = rustix::fs::openat2(tree.fd(), inside, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    Ok(fd.into())
+}
+
+fn read_file(tree: &Tree, path: &str, range: Option<FileRange>) -> Result<Bytes, FrontendError> {
+    let failed = |error| io_error("open", path, error);
+    let mut file = open(tree, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(FrontendError::new(format!("{path} is not a regular file")));
+    }
+    let range = range.unwrap_or(FileRange { offset: 0, length: 0 });
+    let rest = metadata.len().saturating_sub(range.offset);
+    let length = if range.length == 0 { rest } else { rest.min(range.length) };
+    if length > MAX_FILE {
+        return Err(FrontendError::with_code(
+            Code::ResourceExhausted,
+            format!("{path} has {length} bytes, more than the {MAX_FILE} that can be read at once; read it by ranges"),
+        ));
+    }
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(range.offset)).map_err(failed)?;
+    let mut data = Vec::with_capacity(length as usize);
+    file.take(length).read_to_end(&mut data).map_err(failed)?;
+    Ok(data.into())
+}
+
+fn stat_of(metadata: &std::fs::Metadata, path: String, linkname: String) -> FileStat {
+    let device = metadata.rdev();
+    let is_device = metadata.mode() & 0o170_000 == 0o020_000 || metadata.mode() & 0o170_000 == 0o060_000;
+    FileStat {
+        path,
+        mode: gomode::from_unix(metadata.mode()),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        size: if metadata.is_dir() { 0 } else { metadata.size() as i64 },
+        mod_time: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+        linkname,
+        dev_major: if is_device { i64::from(rustix::fs::major(device)) } else { 0 },
+        dev_minor: if is_device { i64::from(rustix::fs::minor(device)) } else { 0 },
+        xattrs: BTreeMap::new(),
+    }
+}
+
+fn stat_file(tree: &Tree, path: &str) -> Result<FileStat, FrontendError> {
+    let file = open(tree, path, OFlags::PATH).map_err(|error| io_error("lstat", path, error))?;
+    let metadata = file.metadata().map_err(|error| io_error("lstat", path, error))?;
+    Ok(stat_of(&metadata, base::path::base(&base::path::clean(path)).to_owned(), String::new()))
+}
+
+fn read_dir(tree: &Tree, path: &str, include: &str) -> Result<Vec<FileStat>, FrontendError> {
+    use std::os::fd::AsRawFd as _;
+    let failed = |error| io_error("open", path, error);
+    let include = Patterns::new(Some(include))
+        .map_err(|error| FrontendError::new(format!("invalid include pattern {include:?}: {error}")))?;
+    let folder = open(tree, path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?;
+    // The descriptor is the folder: nothing below it is followed.
+    let listed = std::path::PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+    let mut entries = Vec::new();
+    let mut links: BTreeMap<(u64, u64), String> = BTreeMap::new();
+    let mut names = std::fs::read_dir(&listed)
+        .and_then(|list| list.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>())
+        .map_err(failed)?;
+    names.sort();
+    for name in names {
+        let text = name.to_string_lossy().into_owned();
+        if !include.is_empty() && !include.matches(&text) {
+            continue;
+        }
+        let full = listed.join(&name);
+        let metadata = std::fs::symlink_metadata(&full).map_err(failed)?;
+        let mut linkname = String::new();
+        if metadata.is_symlink() {
+            linkname = std::fs::read_link(&full).map_err(failed)?.to_string_lossy().into_owned();
+        } else if !metadata.is_dir() && metadata.nlink() > 1 {
+            match links.get(&(metadata.dev(), metadata.ino())) {
+                Some(first) => linkname = first.clone(),
+                None => _ = links.insert((metadata.dev(), metadata.ino()), text.clone()),
+            }
+        }
+        entries.push(stat_of(&metadata, text, linkname));
+    }
+    Ok(entries)
+}
+
+/// The platform a result's metadata key or the daemon's default names.
+pub(crate) fn default_platform(engine: &Engine) -> Platform {
+    engine.worker().platforms[0].clone()
+}

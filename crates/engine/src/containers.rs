@@ -1,0 +1,360 @@
+//! Containers of frontend runs: a debugger's shell, an SDK's service.
+//!
+//! Mounts are prepared once, as throw-away copies where they may be written; the first process
+//! makes the container, later ones join it. Source: gateway notes §3.9.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use executor::{Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Pipes, Root, Secret, Spec};
+use frontend_api::{Code, FrontendError, RefHandle};
+use gateway::{Container, NewContainer, Process, ProcessEvent, ProcessInput};
+use llb::pb::{self, MountType};
+use store::{MutRef, NewRecord, Ref};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Engine, Job, bridge, failure};
+
+/// A pipe read.
+const CHUNK: usize = 32 << 10;
+
+/// Makes containers for the frontend runs of one build.
+pub(crate) struct Containers {
+    engine: Arc<Engine>,
+    job: Arc<Job>,
+}
+
+impl Containers {
+    pub(crate) fn new(engine: Arc<Engine>, job: Arc<Job>) -> Self {
+        Self { engine, job }
+    }
+}
+
+/// A mount that keeps its data while the container lives.
+struct Prepared {
+    mount: pb::Mount,
+    handle: Option<RefHandle>,
+    tree: Option<snapshot::Tree>,
+    _written: Option<MutRef>,
+    _read: Option<Ref>,
+}
+
+struct Running {
+    engine: Arc<Engine>,
+    job: Arc<Job>,
+    request: NewContainer,
+    id: String,
+    mounts: Vec<Prepared>,
+    cancel: CancellationToken,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    created: bool,
+    failed: Option<FrontendError>,
+}
+
+#[async_trait]
+impl gateway::Containers for Containers {
+    async fn create(&self, mut request: NewContainer) -> Result<Arc<dyn Container>, FrontendError> {
+        let mut mounts = Vec::with_capacity(request.mounts.len());
+        for (mount, handle) in std::mem::take(&mut request.mounts) {
+            mounts.push(self.prepare(mount, handle).await?);
+        }
+        if !mounts.iter().any(|mount| mount.mount.dest == "/") {
+            return Err(FrontendError::with_code(Code::InvalidArgument, "container needs a mount at /"));
+        }
+        Ok(Arc::new(Running {
+            engine: self.engine.clone(),
+            job: self.job.clone(),
+            id: base::id::random_id(),
+            request,
+            mounts,
+            cancel: CancellationToken::new(),
+            state: Arc::default(),
+        }))
+    }
+}
+
+impl Containers {
+    async fn prepare(&self, mount: pb::Mount, handle: Option<RefHandle>) -> Result<Prepared, FrontendError> {
+        if mount.mount_type() != MountType::Bind {
+            if mount.dest == "/" {
+                return Err(FrontendError::with_code(Code::InvalidArgument, "the mount at / must be a bind mount"));
+            }
+            return Ok(Prepared { mount, handle, tree: None, _written: None, _read: None });
+        }
+        let reference = bridge::resolve(handle.as_ref()).await?;
+        if let Some(reference) = &reference {
+            self.engine.ensure_local(reference).await?;
+        }
+        let store = self.engine.store();
+        let failed = |error| failure::internal("prepare a container's mount", error);
+        // A root is written to when mount points are made, even where the process may not write.
+        let (tree, written) = match &reference {
+            Some(reference) if mount.readonly && mount.dest != "/" => (reference.tree().map_err(failed)?, None),
+            parent => {
+                let description = format!("mount {} of a container", mount.dest);
+                let written = store
+                    .create(NewRecord { parent: parent.as_ref(), description, ..NewRecord::default() })
+                    .map_err(failed)?;
+                (written.tree().map_err(failed)?, Some(written))
+            }
+        };
+        Ok(Prepared { mount, handle, tree: Some(tree), _written: written, _read: reference })
+    }
+}
+
+#[async_trait]
+impl Container for Running {
+    async fn start(
+        &self,
+        process: Process,
+        input: mpsc::Receiver<ProcessInput>,
+    ) -> Result<mpsc::Receiver<ProcessEvent>, FrontendError> {
+        let first = !std::mem::replace(&mut self.state.lock().expect("no panic with the state").created, true);
+        let wanted = |fd: u32| process.fds.contains(&fd);
+        let (mut io, pipes) = Io::piped().map_err(|error| failure::internal("make pipes for a process", error))?;
+        if !wanted(0) && !process.tty {
+            io.stdin = None;
+        }
+        let pty = process.tty;
+        let described = self.process(&process).await?;
+        let (events_in, events) = mpsc::channel(16);
+        let cancel = self.cancel.child_token();
+        let hooks = Hooks { events: Some(events), cancel: cancel.clone(), ..Hooks::default() };
+        let (out, receiver) = mpsc::channel(64);
+        let spec = if first { Some(self.spec(described.clone(), &process).await?) } else { None };
+        let (executor, id) = (self.engine.machine.executor.clone(), self.id.clone());
+        let state = self.state.clone();
+        let names = process.meta.args.join(" ");
+        tokio::spawn(async move {
+            let run = async {
+                match spec {
+                    Some(spec) => executor.run(spec, io, hooks).await,
+                    None => executor.exec(&id, described, io, hooks).await,
+                }
+            };
+            let (exit, ()) = tokio::join!(run, relay(pipes, input, events_in, out.clone(), pty, cancel));
+            let event = exit_event(exit, &names);
+            if let (true, ProcessEvent::Exit { error: Some(error), .. }) = (first, &event) {
+                state.lock().expect("no panic with the state").failed = Some(error.clone());
+            }
+            _ = out.send(event).await;
+        });
+        Ok(receiver)
+    }
+
+    async fn release(&self) -> Result<(), FrontendError> {
+        self.cancel.cancel();
+        match self.state.lock().expect("no panic with the state").failed.take() {
+            Some(error) if error.code != Code::Canceled => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn mount(&self, index: usize) -> Result<Option<RefHandle>, FrontendError> {
+        let available = self.mounts.len();
+        let mount = self.mounts.get(index).ok_or_else(|| {
+            FrontendError::with_code(
+                Code::InvalidArgument,
+                format!("mount index {index} is out of bounds ({available} available)"),
+            )
+        })?;
+        Ok(mount.handle.clone())
+    }
+}
+
+impl Running {
+    async fn process(&self, process: &Process) -> Result<executor::Process, FrontendError> {
+        let mut secrets = Vec::new();
+        for env in &process.secret_env {
+            let value = self.secret(&env.id, env.optional).await?.unwrap_or_default();
+            secrets.push((env.name.clone(), String::from_utf8_lossy(&value).into_owned()));
+        }
+        let mut env = executor::env::finalise(&process.meta.env, None, secrets, &[]);
+        if process.tty && executor::env::get(&env, "TERM").is_none() {
+            env.push("TERM=xterm".into());
+        }
+        Ok(executor::Process {
+            args: process.meta.args.clone(),
+            env,
+            cwd: process.meta.cwd.clone(),
+            user: process.meta.user.clone(),
+            rlimits: ops::rlimits(&process.meta.ulimit),
+            terminal: process.tty,
+        })
+    }
+
+    async fn secret(&self, id: &str, optional: bool) -> Result<Option<Bytes>, FrontendError> {
+        let group = self.engine.machine.sessions.group([self.job.session.clone()]);
+        match group.secret(id).await {
+            Ok(Some(data)) => Ok(Some(data)),
+            Ok(None) | Err(_) if optional => Ok(None),
+            Ok(None) => Err(FrontendError::with_code(Code::NotFound, format!("secret {id}: not found"))),
+            Err(error) => Err(FrontendError::new(error.to_string())),
+        }
+    }
+
+    async fn spec(&self, described: executor::Process, process: &Process) -> Result<Spec, FrontendError> {
+        let machine = &self.engine.machine;
+        let security = process.security;
+        if security == pb::SecurityMode::Insecure && !self.job.entitlements.contains("security.insecure") {
+            return Err(FrontendError::new("security.insecure is not allowed"));
+        }
+        if self.request.network == pb::NetMode::Host && !self.job.entitlements.contains("network.host") {
+            return Err(FrontendError::new("network.host is not allowed"));
+        }
+        let op = |error: ops::OpError| failure::from_op(&error);
+        let mut root = None;
+        let mut mounts = Vec::new();
+        for prepared in &self.mounts {
+            let mount = &prepared.mount;
+            let dest = base::path::absolute(&mount.dest);
+            let mut options = MountOptions::default();
+            let source = match mount.mount_type() {
+                MountType::Bind => {
+                    let tree = prepared.tree.as_ref().expect("bind mounts have trees");
+                    let fd = tree.fd().try_clone_to_owned();
+                    let tree = Arc::new(fd.map_err(|error| failure::internal("duplicate a descriptor", error))?);
+                    if dest == "/" {
+                        root = Some(Root { tree, readonly: mount.readonly });
+                        continue;
+                    }
+                    MountSource::Tree { tree, path: mount.selector.clone() }
+                }
+                MountType::Tmpfs => {
+                    options.nosuid = true;
+                    let size = mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
+                    MountSource::Tmpfs { size: size.filter(|size| *size > 0) }
+                }
+                MountType::Secret => {
+                    let secret = mount.secret_opt.clone().unwrap_or_default();
+                    let Some(data) = self.secret(&secret.id, secret.optional).await? else { continue };
+                    options = MountOptions { nosuid: true, nodev: true, noexec: secret.mode & 0o111 == 0 };
+                    let (uid, gid, mode) = (secret.uid, secret.gid, secret.mode & 0o777);
+                    MountSource::File { data: Secret(data), uid, gid, mode }
+                }
+                other => {
+                    return Err(FrontendError::with_code(
+                        Code::Unimplemented,
+                        format!(
+                            "{} mounts of frontend containers are not supported by this daemon yet; \
+                             use a bind or tmpfs mount",
+                            other.as_str_name()
+                        ),
+                    ));
+                }
+            };
+            mounts.push(Mount { dest, source, readonly: mount.readonly, options });
+        }
+        let root = root.ok_or_else(|| FrontendError::new("container needs a mount at /"))?;
+        let mut spec = Spec::new(self.id.clone(), root, described);
+        spec.mounts = mounts;
+        spec.hostname = self.request.hostname.clone();
+        spec.network = ops::network(self.request.network as i32, &machine.config).map_err(op)?;
+        spec.security = ops::security(security as i32).map_err(op)?;
+        spec.extra_hosts = ops::extra_hosts(&self.request.extra_hosts).map_err(op)?;
+        spec.dns = machine.config.dns.clone();
+        spec.cgroup_parent = machine.config.cgroup_parent.clone();
+        let platform = self.request.platform.clone().unwrap_or_else(base::Platform::host);
+        spec.emulator = machine.emulator(&platform).map_err(op)?;
+        spec.remove_mount_stubs_recursive = process.meta.remove_mount_stubs_recursive;
+        Ok(spec)
+    }
+}
+
+/// How a process's end is told.
+fn exit_event(exit: Result<executor::Exit, ExecError>, args: &str) -> ProcessEvent {
+    match exit {
+        Ok(exit) if exit.code == 0 => ProcessEvent::Exit { code: 0, error: None },
+        Ok(exit) => {
+            let error = FrontendError::new(format!("exit code: {}", exit.code));
+            ProcessEvent::Exit { code: exit.code as u32, error: Some(error) }
+        }
+        Err(ExecError::Cancelled) => ProcessEvent::Exit {
+            code: 137,
+            error: Some(FrontendError::with_code(Code::Canceled, "context canceled")),
+        },
+        Err(ExecError::Start { program, reason, code }) => ProcessEvent::Exit {
+            code: code as u32,
+            error: Some(FrontendError::new(format!("{program}: {reason}"))),
+        },
+        Err(error) => ProcessEvent::Exit {
+            code: 255,
+            error: Some(FrontendError::new(format!("process \"{args}\": {error}"))),
+        },
+    }
+}
+
+/// Carries bytes both ways until the process has closed its output.
+async fn relay(
+    pipes: Pipes,
+    mut input: mpsc::Receiver<ProcessInput>,
+    events: mpsc::Sender<Event>,
+    out: mpsc::Sender<ProcessEvent>,
+    terminal: bool,
+    cancel: CancellationToken,
+) {
+    let Pipes { stdin, stdout, stderr } = pipes;
+    let outputs = async {
+        if terminal {
+            drop(stderr);
+            read(stdout, 1, &out).await;
+        } else {
+            tokio::join!(read(stdout, 1, &out), read(stderr, 2, &out));
+        }
+    };
+    let inputs = async {
+        let mut stdin = Some(stdin);
+        while let Some(message) = input.recv().await {
+            match message {
+                ProcessInput::Stdin(data) => {
+                    if let Some(pipe) = &mut stdin
+                        && pipe.write_all(&data).await.is_err()
+                    {
+                        stdin = None;
+                    }
+                }
+                ProcessInput::StdinEof => stdin = None,
+                ProcessInput::Resize { rows, cols } => {
+                    let (rows, columns) = (clamp(rows), clamp(cols));
+                    _ = events.send(Event::Resize { rows, columns }).await;
+                }
+                ProcessInput::Signal(number) => _ = events.send(Event::Signal(number)).await,
+            }
+        }
+        // The client is gone.
+        cancel.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = outputs => {}
+        () = inputs => {}
+    }
+}
+
+fn clamp(size: u32) -> u16 {
+    u16::try_from(size).unwrap_or(u16::MAX)
+}
+
+async fn read(mut pipe: tokio::net::unix::pipe::Receiver, fd: u32, out: &mpsc::Sender<ProcessEvent>) {
+    let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
+    loop {
+        match pipe.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {
+                if out.send(ProcessEvent::Output { fd, data: buffer.split().freeze() }).await.is_err() {
+                    return;
+                }
+            }
+        }
+        buffer.reserve(CHUNK);
+    }
+}

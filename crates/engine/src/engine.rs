@@ -1,0 +1,583 @@
+//! Builds, from request to exported result.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use base::Platform;
+use bytes::Bytes;
+use exporter::{ExportRequest, ExportResult, Exporter, Exporters};
+use frontend_api::{Code, Frontend as _, FrontendError, FrontendResult, Refs, WorkerInfo};
+use gateway::Run;
+use llb::pb;
+use ops::Machine;
+use solver::{JobId, Solver};
+use store::Ref;
+
+use crate::{
+    Containers, History, Job, Jobs, Journal, LogLimit,
+    bridge::{self, JobBridge},
+    capabilities, failure,
+    history::Ended,
+    journal::made_up_digest,
+};
+
+/// How long an ended build can still be asked about as if it ran.
+const LINGER: Duration = Duration::from_secs(10);
+/// How long a bridge call may come before its build.
+const REGISTRATION: Duration = Duration::from_secs(3);
+
+/// A build as it was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct SolveRequest {
+    /// Its name, chosen by the client.
+    pub reference: String,
+    /// Session for call-backs.
+    pub session: String,
+    /// What makes the result.
+    pub work: Work,
+    /// Frontend attributes; kept for history even when the client runs the frontend.
+    pub attrs: BTreeMap<String, String>,
+    /// Where the result goes: types with attributes.
+    pub exporters: Vec<(String, BTreeMap<String, String>)>,
+    /// Entitlements the client asks for.
+    pub entitlements: Vec<String>,
+    /// Leave no history.
+    pub internal: bool,
+    /// 10, 20 or 30.
+    pub compatibility: u32,
+}
+
+/// What makes a build's result.
+#[derive(Debug, Clone, Default)]
+pub enum Work {
+    /// A frontend on the client's side, over the bridge.
+    #[default]
+    ClientSide,
+    /// A graph.
+    Definition(pb::Definition),
+    /// A frontend of the daemon.
+    Frontend(String),
+    /// Inputs offered to the frontend come with it.
+    FrontendWithInputs(String, BTreeMap<String, pb::Definition>),
+    /// Client-side with inputs.
+    ClientSideWithInputs(BTreeMap<String, pb::Definition>),
+}
+
+/// How an [`Engine`] is set up.
+pub struct Settings {
+    /// Describes the worker; its first platform is the default.
+    pub worker: WorkerInfo,
+    /// Entitlements clients may be granted.
+    pub entitlements: BTreeSet<String>,
+    /// Most weight that runs at once; 0 is no limit.
+    pub max_parallelism: u32,
+    /// Cap of a step's log.
+    pub log_limit: LogLimit,
+    /// Records kept in history and for how long.
+    pub history: crate::HistoryLimits,
+    /// Whether the Dockerfile frontend may be used.
+    pub dockerfile: bool,
+    /// Folder for journals of builds under way; emptied at start.
+    pub journals: PathBuf,
+    /// Makes a registry client with the credentials of a build's sessions.
+    pub registries: Arc<dyn Fn(session::Group) -> exporter::Registries + Send + Sync>,
+}
+
+/// The builder: everything a build needs, and the builds under way.
+pub struct Engine {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) history: Arc<History>,
+    solver: Solver<ops::Worker>,
+    exporters: Exporters,
+    settings: Settings,
+    caps: Arc<BTreeSet<String>>,
+    runs: Mutex<BTreeMap<String, Arc<Run>>>,
+    run_added: tokio::sync::Notify,
+    ended: tokio::sync::Notify,
+}
+
+impl Engine {
+    /// An engine over a machine. Needs a tokio runtime.
+    pub fn new(machine: Arc<Machine>, jobs: Arc<Jobs>, settings: Settings) -> Result<Arc<Self>, store::StoreError> {
+        let keys = machine.store.load_keys()?;
+        let options = solver::Options { max_parallelism: settings.max_parallelism };
+        let solver = Solver::new(ops::Worker(machine.clone()), options, keys);
+        let history = History::open(machine.store.clone(), settings.history)?;
+        let engine = Arc::new(Self {
+            exporters: Exporters::new(machine.store.clone()),
+            history,
+            solver,
+            jobs,
+            caps: Arc::new(capabilities::LLB.iter().map(|cap| (*cap).to_owned()).collect()),
+            runs: Mutex::default(),
+            run_added: tokio::sync::Notify::new(),
+            ended: tokio::sync::Notify::new(),
+            settings,
+            machine,
+        });
+        tokio::spawn(persist_keys(Arc::downgrade(&engine)));
+        Ok(engine)
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<store::Store> {
+        &self.machine.store
+    }
+
+    /// What ops run on.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Sessions of clients.
+    pub fn sessions(&self) -> &session::Sessions {
+        &self.machine.sessions
+    }
+
+    /// The worker as clients see it.
+    pub fn worker(&self) -> &WorkerInfo {
+        &self.settings.worker
+    }
+
+    /// Builds of the past and present.
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// Builds under way.
+    pub fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
+    }
+
+    /// Who waits for whom among unfinished steps.
+    pub fn stuck(&self) -> String {
+        self.solver.stuck()
+    }
+
+    /// Fires each time a build ended; for collectors.
+    pub async fn build_ended(&self) {
+        self.ended.notified().await;
+    }
+
+    /// Tells the solver that records are gone.
+    pub fn evicted(&self, records: &[store::RecordId]) {
+        let ids: Vec<solver::RecordId> =
+            records.iter().map(|id| self.machine.store.result_id(Some(id))).collect();
+        self.solver.evicted(&ids);
+    }
+
+    /// Builds and exports. Dropping the future cancels the build.
+    pub async fn solve(self: &Arc<Self>, request: SolveRequest) -> Result<BTreeMap<String, String>, FrontendError> {
+        let exporters = self.check(&request)?;
+        let journal = Journal::create(&self.settings.journals, self.settings.log_limit)
+            .map_err(|error| failure::internal("open the journal of a build", error))?;
+        let id = JobId::from(request.reference.as_str());
+        let granted = request.entitlements.iter().map(|name| entitlement_name(name).to_owned()).collect();
+        let job = Job::new(id.clone(), request.session.clone(), journal, granted);
+        self.jobs.add(&job)?;
+        let solving = self.solver.job(id, job.clone());
+        let mut ending = Ending { engine: self.clone(), job: job.clone(), started: None };
+        let outcome = async {
+            let running = self.start(&request, &job, &solving);
+            if !request.internal {
+                ending.started = Some(self.history.started(&request));
+            }
+            let result = running.await?;
+            bridge::evaluate(&result).await?;
+            self.export(&job, &request, exporters, result).await
+        }
+        .await;
+        solving.discard();
+        ending.end(&outcome);
+        outcome.map(|done| done.response)
+    }
+
+    fn check(&self, request: &SolveRequest) -> Result<Vec<Arc<dyn Exporter>>, FrontendError> {
+        for entitlement in &request.entitlements {
+            if !self.settings.entitlements.contains(entitlement_name(entitlement)) {
+                return Err(FrontendError::new(format!(
+                    "granting entitlement {entitlement} is not allowed by build daemon configuration"
+                )));
+            }
+        }
+        let epoch = request.attrs.get("build-arg:SOURCE_DATE_EPOCH");
+        let epoch = epoch.filter(|text| text.is_empty() || text.parse::<i64>().is_ok());
+        request
+            .exporters
+            .iter()
+            .map(|(kind, attrs)| {
+                let mut attrs = attrs.clone();
+                if let Some(epoch) = epoch {
+                    attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
+                }
+                self.exporters.resolve(kind, attrs, request.compatibility).map_err(|error| failure::from_export(&error))
+            })
+            .collect()
+    }
+
+    /// Registers what must be known before anything slow happens, then runs it.
+    fn start<'a>(
+        self: &'a Arc<Self>,
+        request: &'a SolveRequest,
+        job: &'a Arc<Job>,
+        solving: &solver::Job<ops::Worker>,
+    ) -> impl Future<Output = Result<FrontendResult, FrontendError>> + 'a {
+        let inputs = match &request.work {
+            Work::FrontendWithInputs(_, inputs) | Work::ClientSideWithInputs(inputs) => inputs.clone(),
+            _ => BTreeMap::new(),
+        };
+        let bridge = Arc::new(JobBridge {
+            engine: self.clone(),
+            job: job.clone(),
+            builder: (**solving).clone(),
+            options: request.attrs.clone(),
+            inputs,
+            caps: self.caps.clone(),
+        });
+        let client_side = match &request.work {
+            Work::ClientSide | Work::ClientSideWithInputs(_) => {
+                let containers = Containers::new(self.clone(), job.clone());
+                let (run, returned) = Run::new(bridge.clone(), Arc::new(containers));
+                Some((Registered::new(self.clone(), request.reference.clone(), run), returned))
+            }
+            _ => None,
+        };
+        async move {
+            if let Some((registered, returned)) = client_side {
+                let outcome = returned.await.unwrap_or_else(|_| {
+                    Err(FrontendError::with_code(Code::Canceled, "the frontend went away without a result"))
+                });
+                // The result's refs live on in the result; the ids die here.
+                registered.close().await;
+                return outcome;
+            }
+            match &request.work {
+                Work::Definition(definition) => {
+                    use frontend_api::Bridge as _;
+                    bridge.solve(frontend_api::SolveRequest::definition(definition.clone())).await
+                }
+                Work::Frontend(name) | Work::FrontendWithInputs(name, _) => self.run_frontend(name, bridge).await,
+                Work::ClientSide | Work::ClientSideWithInputs(_) => unreachable!("handled above"),
+            }
+        }
+    }
+
+    pub(crate) async fn run_frontend(
+        &self,
+        name: &str,
+        bridge: Arc<JobBridge>,
+    ) -> Result<FrontendResult, FrontendError> {
+        let source = bridge.options.get("source").map_or("", String::as_str);
+        let replaced = bridge.options.keys().any(|key| key.starts_with("context:dockerfile.v0"));
+        let builtin = name == "dockerfile.v0" || name == "gateway.v0" && source == "dockerfile.v0" && !replaced;
+        if builtin && self.settings.dockerfile {
+            return Box::pin(dockerfile::Dockerfile::default().solve(bridge)).await;
+        }
+        if name == "gateway.v0" {
+            return Err(FrontendError::with_code(
+                Code::Unimplemented,
+                format!(
+                    "running the frontend image {source} is not supported by this daemon yet; \
+                     remove the `# syntax` line to use the built-in Dockerfile frontend"
+                ),
+            ));
+        }
+        Err(FrontendError::new(format!("invalid frontend: {name}")))
+    }
+
+    /// Fetches the lazy layers of a result.
+    pub(crate) async fn ensure_local(&self, reference: &Ref) -> Result<(), FrontendError> {
+        if reference.is_local() {
+            return Ok(());
+        }
+        if reference.needs_provider() {
+            reference.attach_provider(self.machine.sources.providers());
+        }
+        let fetched = reference.ensure_local(store::no_progress()).await;
+        fetched.map_err(|error| failure::from_op(&error.into()))
+    }
+
+    async fn export(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        request: &SolveRequest,
+        exporters: Vec<Arc<dyn Exporter>>,
+        result: FrontendResult,
+    ) -> Result<Done, FrontendError> {
+        let metadata = result.metadata.clone();
+        let result = export_result(result).await?;
+        let sessions = self.machine.sessions.group([request.session.clone()]);
+        let mut parts = Vec::with_capacity(exporters.len());
+        for (index, exporter) in exporters.iter().enumerate() {
+            let digest = made_up_digest(&format!("{}-export-{index}", request.session));
+            parts.push(self.export_one(job, index, digest, exporter, &result, &sessions));
+        }
+        let exported = futures_util::future::try_join_all(parts).await?;
+        let mut done = Done { metadata, ..Done::default() };
+        let mut finishing = Vec::new();
+        for (index, (digest, exported)) in exported.into_iter().enumerate() {
+            done.response.extend(exported.response);
+            if let Some(descriptor) = exported.descriptor {
+                done.descriptors.insert(index as i64, descriptor);
+            }
+            if let Some(finish) = exported.finish {
+                finishing.push(async move {
+                    job.journal.started(&digest);
+                    let outcome = finish.await.map_err(|error| failure::from_export(&error));
+                    job.journal.completed(&digest, false, outcome.as_ref().err().map(|error| error.message.as_str()));
+                    outcome
+                });
+            }
+        }
+        futures_util::future::try_join_all(finishing).await?;
+        let shown = done.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
+        done.response
+            .extend(shown.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())));
+        Ok(done)
+    }
+
+    async fn export_one(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        index: usize,
+        digest: String,
+        exporter: &Arc<dyn Exporter>,
+        result: &ExportResult,
+        sessions: &session::Group,
+    ) -> Result<(String, exporter::Exported), FrontendError> {
+        let journal = job.journal.clone();
+        journal.loaded(&digest, exporter.name(), Vec::new(), None);
+        journal.started(&digest);
+        let needs_files = matches!(exporter.kind(), "local" | "tar");
+        let outcome = async {
+            for reference in result.single.iter().chain(result.by_platform.values().flatten()) {
+                if needs_files {
+                    self.ensure_local(reference).await?;
+                } else if reference.needs_provider() {
+                    reference.attach_provider(self.machine.sources.providers());
+                }
+            }
+            let request = ExportRequest {
+                result: result.clone(),
+                sessions: sessions.clone(),
+                index,
+                progress: Arc::new(ExportProgress { journal: journal.clone(), digest: digest.clone() }),
+                registries: (self.settings.registries)(sessions.clone()),
+                inline_cache: None,
+                platform: bridge::default_platform(self),
+            };
+            exporter.export(request).await.map_err(|error| failure::from_export(&error))
+        }
+        .await;
+        journal.completed(&digest, false, outcome.as_ref().err().map(|error| error.message.as_str()));
+        Ok((digest, outcome?))
+    }
+
+    /// The frontend run of the client-side build `id`, waiting a little for one about to start.
+    pub async fn client_run(&self, id: &str) -> Option<Arc<Run>> {
+        let deadline = tokio::time::Instant::now() + REGISTRATION;
+        loop {
+            let added = self.run_added.notified();
+            if let Some(run) = self.runs.lock().expect("no panic while holding runs").get(id) {
+                return Some(run.clone());
+            }
+            tokio::time::timeout_at(deadline, added).await.ok()?;
+        }
+    }
+}
+
+/// What a successful build leaves.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub response: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, Bytes>,
+    pub descriptors: BTreeMap<i64, oci::Descriptor>,
+}
+
+/// A client-side run that bridge calls find by the build's name.
+struct Registered {
+    engine: Arc<Engine>,
+    id: String,
+    run: Arc<Run>,
+}
+
+impl Registered {
+    fn new(engine: Arc<Engine>, id: String, run: Arc<Run>) -> Self {
+        engine.runs.lock().expect("no panic while holding runs").insert(id.clone(), run.clone());
+        engine.run_added.notify_waiters();
+        Self { engine, id, run }
+    }
+
+    async fn close(self) {
+        self.run.close().await;
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.engine.runs.lock().expect("no panic while holding runs").remove(&self.id);
+        let run = self.run.clone();
+        tokio::spawn(async move { run.close().await });
+    }
+}
+
+/// Ends a build in any case, also when its future is dropped.
+struct Ending {
+    engine: Arc<Engine>,
+    job: Arc<Job>,
+    started: Option<crate::history::Started>,
+}
+
+impl Ending {
+    fn end(mut self, outcome: &Result<Done, FrontendError>) {
+        self.finish(Some(outcome));
+    }
+
+    fn finish(&mut self, outcome: Option<&Result<Done, FrontendError>>) {
+        self.job.journal.close();
+        if let Some(started) = self.started.take() {
+            let cancelled = FrontendError::with_code(Code::Canceled, "context canceled");
+            let ended = match outcome {
+                Some(Ok(done)) => Ended::Success {
+                    metadata: done.metadata.clone(),
+                    descriptors: done.descriptors.clone(),
+                },
+                Some(Err(error)) => Ended::Failure(error.clone()),
+                None => Ended::Failure(cancelled),
+            };
+            self.engine.history.ended(started, &self.job, ended);
+        }
+        self.engine.ended.notify_waiters();
+        let (jobs, job) = (self.engine.jobs.clone(), self.job.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            jobs.remove(&Arc::downgrade(&job));
+        });
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.job.journal.is_closed() {
+            self.finish(None);
+        }
+    }
+}
+
+struct ExportProgress {
+    journal: Arc<Journal>,
+    digest: String,
+}
+
+impl exporter::Progress for ExportProgress {
+    fn status(&self, status: exporter::Status) {
+        self.journal.status(proto::control::VertexStatus {
+            id: status.id,
+            vertex: self.digest.clone(),
+            current: i64::try_from(status.current).unwrap_or(i64::MAX),
+            total: i64::try_from(status.total).unwrap_or(i64::MAX),
+            timestamp: Some(SystemTime::now().into()),
+            started: Some(status.started.into()),
+            completed: status.completed.map(Into::into),
+            ..Default::default()
+        });
+    }
+
+    fn warn(&self, text: &str) {
+        self.journal.warning(proto::control::VertexWarning {
+            vertex: self.digest.clone(),
+            level: 1,
+            short: text.to_owned().into(),
+            ..Default::default()
+        });
+    }
+}
+
+async fn export_result(result: FrontendResult) -> Result<ExportResult, FrontendError> {
+    let mut exported = ExportResult { metadata: result.metadata, ..ExportResult::default() };
+    match &result.refs {
+        Refs::Single(reference) => exported.single = bridge::resolve(reference.as_ref()).await?,
+        Refs::Map(map) => {
+            if !exported.metadata.contains_key("refs.platforms") {
+                return Err(FrontendError::new("build result contains multiple refs without platforms mapping"));
+            }
+            for (platform, reference) in map {
+                exported.by_platform.insert(platform.clone(), bridge::resolve(reference.as_ref()).await?);
+            }
+        }
+    }
+    if let Some(item) = result.attestations.values().flatten().next() {
+        return Err(FrontendError::with_code(
+            Code::Unimplemented,
+            format!("attestations ({}) are not supported by this daemon yet; build without them", item.predicate_type),
+        ));
+    }
+    Ok(exported)
+}
+
+fn entitlement_name(entitlement: &str) -> &str {
+    entitlement.split_once('=').map_or(entitlement, |(name, _)| name)
+}
+
+/// Hands the solver's key changes to the store as they come.
+async fn persist_keys(engine: std::sync::Weak<Engine>) {
+    loop {
+        let Some(strong) = engine.upgrade() else { return };
+        let solver = strong.solver.clone();
+        drop(strong);
+        solver.changed().await;
+        let Some(strong) = engine.upgrade() else { return };
+        strong.machine.store.save_keys(solver.take_changes());
+        drop(strong);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The platforms this machine runs, native first.
+pub fn host_platforms(emulator_folders: &[PathBuf]) -> Vec<Platform> {
+    let host = Platform::host();
+    let mut platforms = vec![host.clone()];
+    if host.architecture == "amd64" {
+        let features = cpu_features();
+        let has = |names: &[&str]| names.iter().all(|name| features.contains(*name));
+        let with = |variant: &str| Platform { variant: variant.into(), ..host.clone() };
+        if has(&["sse4_2", "popcnt", "ssse3", "cx16"]) {
+            platforms.push(with("v2"));
+            if has(&["avx2", "bmi1", "bmi2", "fma", "movbe", "f16c"]) {
+                platforms.push(with("v3"));
+                if has(&["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]) {
+                    platforms.push(with("v4"));
+                }
+            }
+        }
+        platforms.push(Platform::new("linux", "386"));
+    }
+    for (name, platform) in [
+        ("aarch64", "linux/arm64"),
+        ("x86_64", "linux/amd64"),
+        ("arm", "linux/arm/v7"),
+        ("riscv64", "linux/riscv64"),
+        ("ppc64le", "linux/ppc64le"),
+        ("s390x", "linux/s390x"),
+    ] {
+        let file = format!("buildkit-qemu-{name}");
+        let known = emulator_folders.iter().any(|folder| folder.join(&file).is_file())
+            || PathBuf::from(format!("/proc/sys/fs/binfmt_misc/qemu-{name}")).exists();
+        let platform = Platform::parse(platform).expect("the list names platforms").normalize();
+        if known && !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    platforms
+}
+
+fn cpu_features() -> BTreeSet<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    line.split_whitespace().map(str::to_owned).collect()
+}

@@ -1,0 +1,189 @@
+//! A build under way: who asked, what it knows of its vertices, and where its progress goes.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use base::Digest;
+use bytes::Bytes;
+use dashmap::DashMap;
+use frontend_api::{Code, FrontendError};
+use llb::pb;
+use ops::LogStream;
+use proto::control::VertexStatus;
+use solver::{JobId, VertexEvent, Watcher};
+use source::Memo;
+use tokio::sync::Notify;
+
+use crate::Journal;
+
+/// How long a build may be asked for before it appears.
+const WAIT: Duration = Duration::from_secs(6);
+
+/// A build.
+pub struct Job {
+    /// Its name, chosen by the client.
+    pub id: JobId,
+    /// The session that serves it; may be empty.
+    pub session: String,
+    /// Its progress.
+    pub journal: Arc<Journal>,
+    /// What its sources resolved.
+    pub(crate) memo: Arc<Memo>,
+    /// Entitlements granted to it.
+    pub(crate) entitlements: BTreeSet<String>,
+    known: Mutex<HashMap<Digest, Known>>,
+}
+
+/// What a job knows of a vertex beyond the solver.
+#[derive(Clone)]
+pub(crate) struct Known {
+    /// Digest of the bytes the client sent.
+    pub received: Digest,
+    /// Where it stands in source files.
+    pub locations: Vec<(pb::SourceInfo, Vec<pb::Range>)>,
+    /// Display grouping.
+    pub group: Option<pb::ProgressGroup>,
+}
+
+impl Job {
+    pub(crate) fn new(id: JobId, session: String, journal: Arc<Journal>, entitlements: BTreeSet<String>) -> Arc<Self> {
+        let (memo, known) = Default::default();
+        Arc::new(Self { id, session, journal, memo, entitlements, known })
+    }
+
+    /// Remembers the vertices of a definition.
+    pub(crate) fn learn(&self, definition: &llb::Definition) {
+        let mut known = self.known.lock().expect("no panic while holding known vertices");
+        for vertex in definition.vertices() {
+            known.entry(vertex.digest).or_insert_with(|| Known {
+                received: vertex.received,
+                locations: definition.locations(vertex),
+                group: vertex.metadata.progress_group.clone(),
+            });
+        }
+    }
+
+    pub(crate) fn known(&self, vertex: &Digest) -> Option<Known> {
+        self.known.lock().expect("no panic while holding known vertices").get(vertex).cloned()
+    }
+
+    fn progress_group(&self, vertex: &Digest) -> Option<pb::ProgressGroup> {
+        let known = self.known.lock().expect("no panic while holding known vertices");
+        known.get(vertex).and_then(|known| known.group.clone())
+    }
+}
+
+/// The builds under way, and those that ended lately.
+#[derive(Default)]
+pub struct Jobs {
+    by_id: DashMap<JobId, Arc<Job>>,
+    appeared: Notify,
+}
+
+impl Jobs {
+    pub(crate) fn add(&self, job: &Arc<Job>) -> Result<(), FrontendError> {
+        match self.by_id.entry(job.id.clone()) {
+            dashmap::Entry::Occupied(_) => Err(FrontendError::with_code(
+                Code::AlreadyExists,
+                format!("job ID {} exists", job.id),
+            )),
+            dashmap::Entry::Vacant(place) => {
+                place.insert(job.clone());
+                self.appeared.notify_waiters();
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn remove(&self, job: &Weak<Job>) {
+        if let Some(job) = job.upgrade() {
+            self.by_id.remove_if(&job.id, |_, known| Arc::ptr_eq(known, &job));
+        }
+    }
+
+    pub(crate) fn get(&self, id: &JobId) -> Option<Arc<Job>> {
+        self.by_id.get(id).map(|job| job.clone())
+    }
+
+    /// Whether the build called `id` runs or ended lately.
+    pub fn is_known(&self, id: &str) -> bool {
+        self.by_id.contains_key(&JobId::from(id))
+    }
+
+    /// The build called `id`, waiting a little for one that is about to start.
+    pub async fn find(&self, id: &str) -> Option<Arc<Job>> {
+        let id = JobId::from(id);
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            let appeared = self.appeared.notified();
+            if let Some(job) = self.get(&id) {
+                return Some(job);
+            }
+            tokio::time::timeout_at(deadline, appeared).await.ok()?;
+        }
+    }
+}
+
+impl ops::Jobs for Jobs {
+    fn sessions(&self, jobs: &[JobId]) -> Vec<String> {
+        let sessions = jobs.iter().filter_map(|id| self.get(id)).map(|job| job.session.clone());
+        sessions.filter(|session| !session.is_empty()).collect()
+    }
+
+    fn memo(&self, job: &JobId) -> Arc<Memo> {
+        self.get(job).map(|job| job.memo.clone()).unwrap_or_default()
+    }
+
+    fn log(&self, watchers: &[Watcher], stream: LogStream, data: Bytes) {
+        for watcher in watchers {
+            if let Some(job) = self.get(&watcher.job) {
+                job.journal.log(&watcher.vertex.to_string(), stream, data.clone());
+            }
+        }
+    }
+
+    fn status(&self, watchers: &[Watcher], status: source::Status) {
+        for watcher in watchers {
+            if let Some(job) = self.get(&watcher.job) {
+                job.journal.status(status_to_wire(&watcher.vertex.to_string(), &status));
+            }
+        }
+    }
+}
+
+/// A part's progress on the wire.
+pub(crate) fn status_to_wire(vertex: &str, status: &source::Status) -> VertexStatus {
+    VertexStatus {
+        id: status.id.clone(),
+        vertex: vertex.to_owned(),
+        name: status.name.clone(),
+        current: i64::try_from(status.current).unwrap_or(i64::MAX),
+        total: i64::try_from(status.total).unwrap_or(i64::MAX),
+        timestamp: Some(std::time::SystemTime::now().into()),
+        started: status.started.map(Into::into),
+        completed: status.completed.map(Into::into),
+    }
+}
+
+impl solver::Progress for Job {
+    fn event(&self, _: &JobId, vertex: Digest, event: VertexEvent) {
+        let digest = vertex.to_string();
+        match event {
+            VertexEvent::Loaded { name, inputs } => {
+                let inputs = inputs.iter().map(Digest::to_string).collect();
+                self.journal.loaded(&digest, &name, inputs, self.progress_group(&vertex));
+            }
+            VertexEvent::Started => self.journal.started(&digest),
+            VertexEvent::Completed { cached, error } => {
+                self.journal.completed(&digest, cached, error.as_deref());
+            }
+            VertexEvent::Skipped => self.journal.skipped(&digest),
+            VertexEvent::Decided(decision) => {
+                tracing::debug!(job = %self.id, vertex = %vertex.short(), %decision, "decided");
+            }
+        }
+    }
+}

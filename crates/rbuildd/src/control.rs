@@ -1,0 +1,459 @@
+//! The control service: wire requests become engine requests.
+//!
+//! Source: control notes. Nothing is decided here but what the wire means.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use engine::{Engine, SolveRequest, Work};
+use frontend_api::{Code, FrontendError};
+use futures_util::StreamExt as _;
+use proto::control::{
+    self as wire, BytesMessage, UsageRecord, control_server::Control as ControlService,
+};
+use store::{Filter, PruneOptions, Usage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{VERSION, idle::Idle};
+
+/// The newest behaviour clients may ask for, used when they ask for none.
+const COMPATIBILITY: i64 = 30;
+/// Header telling the daemon's clock; history clients compute ages from it.
+const CLOCK: &str = "buildkit-current-timestamp";
+
+type Answers<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves one engine.
+#[derive(Clone)]
+pub struct Control {
+    pub engine: Arc<Engine>,
+    pub idle: Arc<Idle>,
+    pub policies: Arc<Vec<store::GcPolicy>>,
+}
+
+fn status(error: &FrontendError) -> Status {
+    gateway::status::to_tonic(error)
+}
+
+fn clock<T>(mut response: Response<T>) -> Response<T> {
+    if let Ok(now) = base::time::rfc3339_nano(SystemTime::now()).parse() {
+        response.metadata_mut().insert(CLOCK, now);
+    }
+    response
+}
+
+/// What the daemon calls itself.
+pub fn version() -> wire::types::BuildkitVersion {
+    wire::types::BuildkitVersion {
+        package: VERSION.package.to_owned(),
+        version: VERSION.version.to_owned(),
+        revision: VERSION.revision.to_owned(),
+        dockerfile_version: VERSION.dockerfile.to_owned(),
+    }
+}
+
+#[async_trait]
+impl ControlService for Control {
+    async fn disk_usage(
+        &self,
+        request: Request<wire::DiskUsageRequest>,
+    ) -> Result<Response<wire::DiskUsageResponse>, Status> {
+        let _busy = self.idle.busy();
+        let request = request.into_inner();
+        let filters = filters(&request.filter)?;
+        let store = self.engine.store().clone();
+        let usage = tokio::task::spawn_blocking(move || store.disk_usage(&filters)).await.map_err(broke_off)?;
+        let age = Duration::from_nanos(u64::try_from(request.age_limit).unwrap_or(0));
+        let old = |usage: &Usage| {
+            age.is_zero()
+                || usage.last_used_at.unwrap_or(usage.created_at).elapsed().is_ok_and(|elapsed| elapsed >= age)
+        };
+        let record = usage.into_iter().filter(old).map(usage_record).collect();
+        Ok(Response::new(wire::DiskUsageResponse { record }))
+    }
+
+    type PruneStream = Answers<UsageRecord>;
+
+    async fn prune(&self, request: Request<wire::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let busy = self.idle.busy();
+        let request = request.into_inner();
+        let space = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+        let options = PruneOptions {
+            filters: filters(&request.filter)?,
+            all: request.all,
+            keep_duration: (request.keep_duration > 0).then(|| Duration::from_nanos(space(request.keep_duration))),
+            reserved_space: space(request.reserved_space),
+            max_used_space: space(request.max_used_space),
+            min_free_space: space(request.min_free_space),
+        };
+        let (sender, receiver) = mpsc::channel(64);
+        let engine = self.engine.clone();
+        tokio::spawn(async move {
+            engine.machine().cache_mounts.forget_shared();
+            let (removed, mut told) = mpsc::unbounded_channel();
+            let prune = engine.store().prune(options, move |usage| _ = removed.send(usage));
+            let forward = async {
+                let mut gone = Vec::new();
+                while let Some(usage) = told.recv().await {
+                    gone.push(usage.id.clone());
+                    let record = UsageRecord { record_type: String::new(), ..usage_record(usage) };
+                    _ = sender.send(Ok(record)).await;
+                }
+                gone
+            };
+            let (outcome, gone) = tokio::join!(prune, forward);
+            engine.evicted(&gone);
+            if let Err(error) = outcome {
+                _ = sender.send(Err(Status::unknown(error.to_string()))).await;
+            }
+            drop(busy);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+        let _busy = self.idle.busy();
+        let request = solve_request(request.into_inner()).map_err(|error| status(&error))?;
+        // On a task of its own, so that a client that goes away cancels at a well-defined point.
+        let engine = self.engine.clone();
+        let solving = AbortOnDrop(tokio::spawn(async move { engine.solve(request).await }));
+        let exporter_response = solving.join().await?.map_err(|error| status(&error))?;
+        Ok(Response::new(wire::SolveResponse { exporter_response }))
+    }
+
+    type StatusStream = Answers<wire::StatusResponse>;
+
+    async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+        let busy = self.idle.busy();
+        let reference = request.into_inner().r#ref;
+        let stored = match self.engine.jobs().is_known(&reference) {
+            true => None,
+            false => self.engine.history().journal(&reference).await,
+        };
+        let failed = |error: std::io::Error| Status::internal(format!("read the progress of {reference}: {error}"));
+        let mut reader = match stored {
+            Some(file) => engine::Reader::finished(file).map_err(failed)?,
+            None => {
+                let job = self.engine.jobs().find(&reference).await;
+                let job = job.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?;
+                job.journal.reader().map_err(failed)?
+            }
+        };
+        let (sender, receiver) = mpsc::channel(8);
+        tokio::spawn(async move {
+            loop {
+                let message = match reader.next().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => break,
+                    Err(error) => {
+                        _ = sender.send(Err(Status::internal(error.to_string()))).await;
+                        break;
+                    }
+                };
+                for part in engine::split(message) {
+                    if sender.send(Ok(part)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            drop(busy);
+        });
+        Ok(clock(Response::new(Box::pin(ReceiverStream::new(receiver)))))
+    }
+
+    type SessionStream = Answers<BytesMessage>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let busy = self.idle.busy();
+        let outgoing = self.engine.sessions().serve_rpc(request)?.into_inner();
+        let outgoing = outgoing.map(move |message| {
+            let _ = &busy;
+            message
+        });
+        Ok(Response::new(Box::pin(outgoing)))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<wire::ListWorkersRequest>,
+    ) -> Result<Response<wire::ListWorkersResponse>, Status> {
+        let filters = filters(&request.into_inner().filter)?;
+        let worker = self.engine.worker();
+        let fields = WorkerFields { id: &worker.id, labels: &worker.labels };
+        let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(&fields));
+        let record = wanted.then(|| wire::types::WorkerRecord {
+            gc_policy: self.policies.iter().map(gc_policy).collect(),
+            buildkit_version: Some(version()),
+            ..gateway::wire::worker(worker)
+        });
+        Ok(Response::new(wire::ListWorkersResponse { record: record.into_iter().collect() }))
+    }
+
+    async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+        Ok(Response::new(wire::InfoResponse { buildkit_version: Some(version()) }))
+    }
+
+    type ListenBuildHistoryStream = Answers<wire::BuildHistoryEvent>;
+
+    async fn listen_build_history(
+        &self,
+        request: Request<wire::BuildHistoryRequest>,
+    ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
+        let request = request.into_inner();
+        let (now, mut later) =
+            self.engine.history().listen(&request).await.map_err(|error| status(&error))?;
+        let (sender, receiver) = mpsc::channel(64);
+        let mut stopping = self.idle.stopping();
+        tokio::spawn(async move {
+            for event in now {
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            if request.early_exit {
+                return;
+            }
+            loop {
+                let event = tokio::select! {
+                    event = later.recv() => event,
+                    _ = stopping.wait_for(|stopping| *stopping) => return,
+                    () = sender.closed() => return,
+                };
+                match event {
+                    Ok(event) => {
+                        let about = event.record.as_ref().map_or("", |record| &record.r#ref);
+                        let wanted = request.r#ref.is_empty() || about == request.r#ref;
+                        if wanted && sender.send(Ok(event)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+                        let text = format!("{missed} history events were missed; list the history again");
+                        _ = sender.send(Err(Status::data_loss(text))).await;
+                        return;
+                    }
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+        Ok(clock(Response::new(Box::pin(ReceiverStream::new(receiver)))))
+    }
+
+    async fn update_build_history(
+        &self,
+        request: Request<wire::UpdateBuildHistoryRequest>,
+    ) -> Result<Response<wire::UpdateBuildHistoryResponse>, Status> {
+        self.engine.history().update(&request.into_inner()).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire::UpdateBuildHistoryResponse {}))
+    }
+}
+
+/// A task that ends with its handle.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> AbortOnDrop<T> {
+    async fn join(mut self) -> Result<T, Status> {
+        (&mut self.0).await.map_err(broke_off)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn broke_off(error: tokio::task::JoinError) -> Status {
+    if error.is_cancelled() {
+        return Status::cancelled("context canceled");
+    }
+    Status::internal(format!("request broke off: {error}"))
+}
+
+fn filters(texts: &[String]) -> Result<Vec<Filter>, Status> {
+    texts
+        .iter()
+        .map(|text| Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string())))
+        .collect()
+}
+
+struct WorkerFields<'a> {
+    id: &'a str,
+    labels: &'a BTreeMap<String, String>,
+}
+
+impl store::Fields for WorkerFields<'_> {
+    fn field(&self, path: &[&str]) -> Option<String> {
+        match path {
+            ["id"] => Some(self.id.to_owned()),
+            ["labels", key @ ..] => self.labels.get(&key.join(".")).cloned(),
+            _ => None,
+        }
+    }
+}
+
+fn gc_policy(policy: &store::GcPolicy) -> wire::types::GcPolicy {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    wire::types::GcPolicy {
+        all: policy.all,
+        keep_duration: policy.keep_duration.map_or(0, |keep| i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)),
+        reserved_space: number(policy.reserved_space),
+        filters: policy.filters.iter().map(ToString::to_string).collect(),
+        max_used_space: number(policy.max_used_space),
+        min_free_space: number(policy.min_free_space),
+    }
+}
+
+fn usage_record(usage: Usage) -> UsageRecord {
+    UsageRecord {
+        id: usage.id.to_string(),
+        mutable: usage.mutable,
+        in_use: usage.in_use,
+        size: i64::try_from(usage.size).unwrap_or(i64::MAX),
+        created_at: Some(usage.created_at.into()),
+        last_used_at: usage.last_used_at.map(Into::into),
+        usage_count: i64::try_from(usage.usage_count).unwrap_or(i64::MAX),
+        description: usage.description,
+        record_type: usage.kind.as_str().to_owned(),
+        shared: usage.shared,
+        parents: usage.parents.iter().map(ToString::to_string).collect(),
+        ..UsageRecord::default()
+    }
+}
+
+/// What a solve request means; refuses what this daemon cannot do.
+fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError> {
+    let unsupported = |what: &str, instead: &str| {
+        Err(FrontendError::with_code(
+            Code::Unimplemented,
+            format!("{what} is not supported by this daemon yet; {instead}"),
+        ))
+    };
+    if wire.r#ref.is_empty() {
+        return Err(FrontendError::with_code(Code::InvalidArgument, "a build needs a ref"));
+    }
+    let compatibility = match wire.compatibility_version {
+        0 => COMPATIBILITY,
+        10 | 20 | 30 => wire.compatibility_version,
+        version if version > COMPATIBILITY => {
+            return Err(FrontendError::with_code(
+                Code::InvalidArgument,
+                format!("unsupported compatibility-version {version}: upgrade buildkit (max supported: {COMPATIBILITY})"),
+            ));
+        }
+        version => {
+            return Err(FrontendError::with_code(
+                Code::InvalidArgument,
+                format!("unsupported compatibility-version {version}"),
+            ));
+        }
+    };
+    if wire.source_policy.as_ref().is_some_and(|policy| !policy.rules.is_empty()) {
+        return unsupported("a source policy", "build without one");
+    }
+    if !wire.source_policy_session.is_empty() {
+        return unsupported("a session's source policy", "build without one");
+    }
+    if wire.proxy_network {
+        return unsupported("proxy networking", "use `RUN --network=none`");
+    }
+    if wire.enable_session_exporter {
+        return unsupported("choosing exporters after the build", "name the output in the request");
+    }
+    if let Some(cache) = &wire.cache {
+        let kinds: BTreeSet<&str> = cache.exports.iter().map(|export| export.r#type.as_str()).collect();
+        if !cache.export_ref_deprecated.is_empty() || !kinds.is_empty() {
+            let kinds: Vec<&str> = kinds.into_iter().collect();
+            return unsupported(
+                &format!("exporting a cache ({})", kinds.join(", ")),
+                "build without --export-cache; the daemon keeps its own cache",
+            );
+        }
+        if !cache.import_refs_deprecated.is_empty() || !cache.imports.is_empty() {
+            return unsupported("importing a cache", "build without --import-cache");
+        }
+    }
+    for (key, value) in &wire.frontend_attrs {
+        let Some(kind) = key.strip_prefix("attest:") else { continue };
+        // A client's default attestation is only a wish; one that was asked for is not.
+        if !value.split(',').any(|field| field == "inline-only=true" || field == "disabled=true") {
+            return unsupported(&format!("the {kind} attestation"), "build with --provenance=false and without --sbom");
+        }
+    }
+    let definition = wire.definition.filter(|definition| !definition.def.is_empty());
+    let inputs = wire.frontend_inputs;
+    let work = match (definition, wire.frontend.as_str(), inputs.is_empty()) {
+        (Some(_), frontend, _) if !frontend.is_empty() => {
+            return Err(FrontendError::new("cannot solve with both Definition and Frontend specified"));
+        }
+        (Some(definition), _, _) => Work::Definition(definition),
+        (None, "", true) => Work::ClientSide,
+        (None, "", false) => Work::ClientSideWithInputs(inputs),
+        (None, frontend, true) => Work::Frontend(frontend.to_owned()),
+        (None, frontend, false) => Work::FrontendWithInputs(frontend.to_owned(), inputs),
+    };
+    let mut exporters: Vec<(String, BTreeMap<String, String>)> =
+        wire.exporters.into_iter().map(|exporter| (exporter.r#type, exporter.attrs)).collect();
+    if exporters.is_empty() && !wire.exporter_deprecated.is_empty() {
+        exporters.push((wire.exporter_deprecated, wire.exporter_attrs_deprecated));
+    }
+    Ok(SolveRequest {
+        reference: wire.r#ref,
+        session: wire.session,
+        work,
+        attrs: wire.frontend_attrs,
+        exporters,
+        entitlements: wire.entitlements,
+        internal: wire.internal,
+        compatibility: compatibility as u32,
+    })
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(request: wire::SolveRequest) -> String {
+        solve_request(wire::SolveRequest { r#ref: "x".into(), ..request }).unwrap_err().message
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        let export = wire::CacheOptionsEntry { r#type: "gha".into(), ..Default::default() };
+        let cache = wire::CacheOptions { exports: vec![export], ..Default::default() };
+        let text = refused(wire::SolveRequest { cache: Some(cache), ..Default::default() });
+        assert!(text.contains("gha"), "{text}");
+        let text = refused(wire::SolveRequest { compatibility_version: 40, ..Default::default() });
+        assert_eq!(text, "unsupported compatibility-version 40: upgrade buildkit (max supported: 30)");
+        let attrs = [("attest:sbom".to_owned(), String::new())].into();
+        let text = refused(wire::SolveRequest { frontend_attrs: attrs, ..Default::default() });
+        assert!(text.contains("sbom"), "{text}");
+    }
+
+    #[test]
+    fn the_deprecated_exporter_counts_alone_only() {
+        let wire = wire::SolveRequest {
+            r#ref: "x".into(),
+            exporter_deprecated: "local".into(),
+            exporters: vec![wire::Exporter { r#type: "oci".into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let kinds = |request: SolveRequest| -> Vec<String> {
+            request.exporters.into_iter().map(|(kind, _)| kind).collect()
+        };
+        assert_eq!(kinds(solve_request(wire.clone()).unwrap()), ["oci"]);
+        let wire = wire::SolveRequest { exporters: Vec::new(), ..wire };
+        assert_eq!(kinds(solve_request(wire).unwrap()), ["local"]);
+    }
+}
