@@ -5,7 +5,7 @@
 //! request stores the next can still name. Only the collector deletes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -102,7 +102,9 @@ impl Content {
     /// Takes over the folder with the rows that were stored; see [`crate::Recovery`] for what
     /// happens to rows and files that do not match.
     pub(crate) fn new(root: &Path, meta: Arc<Meta>, rows: HashMap<Digest, ContentRow>) -> Self {
-        let touched = Instant::now();
+        // What was young when the last daemon ended is no longer anybody's.
+        let now = Instant::now();
+        let touched = now.checked_sub(GRACE).unwrap_or(now);
         let entries =
             rows.into_iter().map(|(digest, row)| (digest, Entry { row, holds: 0, touched }));
         Self {
@@ -248,35 +250,31 @@ impl Content {
         blobs.iter().map(|(digest, entry)| (*digest, entry.row.allocated)).collect()
     }
 
-    /// References of every blob, and whether it is held or too young to go.
-    pub(crate) fn graph(&self, grace: Duration) -> HashMap<Digest, (Vec<Digest>, bool)> {
+    /// Blobs that somebody holds, or that are too young to go (unless listed in `released`).
+    pub(crate) fn rooted(&self, grace: Duration, released: &HashSet<Digest>) -> Vec<Digest> {
         let blobs = self.inner.blobs.lock().unwrap();
-        let now = Instant::now();
-        let each = blobs.iter().map(|(digest, entry)| {
-            let young = now.duration_since(entry.touched) < grace;
-            (*digest, (entry.row.info.references.clone(), entry.holds > 0 || young))
+        let rooted = blobs.iter().filter(|(digest, entry)| {
+            entry.holds > 0 || entry.touched.elapsed() < grace && !released.contains(*digest)
         });
-        each.collect()
+        rooted.map(|(digest, _)| *digest).collect()
     }
 
-    /// Removes a blob unless somebody holds it. Returns the bytes freed on disk.
-    pub(crate) fn remove(&self, digest: &Digest) -> Option<u64> {
-        let row = {
-            let mut blobs = self.inner.blobs.lock().unwrap();
-            if blobs.get(digest)?.holds > 0 {
-                return None;
-            }
-            let entry = blobs.remove(digest)?;
-            self.inner.meta.set(T::Content, digest.raw().to_vec(), None);
-            // Unlinked under the lock: a writer of the same bytes must not lose its new file.
-            if let Err(error) = std::fs::remove_file(self.path(digest))
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!("remove blob {digest}: {error}");
-            }
-            entry.row
-        };
-        Some(row.allocated)
+    /// Removes a blob unless somebody holds it or has just let it go. Returns the bytes freed.
+    pub(crate) fn remove(&self, digest: &Digest, grace: Duration) -> Option<u64> {
+        let mut blobs = self.inner.blobs.lock().unwrap();
+        let known = blobs.get(digest)?;
+        if known.holds > 0 || known.touched.elapsed() < grace {
+            return None;
+        }
+        let entry = blobs.remove(digest)?;
+        self.inner.meta.set(T::Content, digest.raw().to_vec(), None);
+        // Unlinked under the lock: a writer of the same bytes must not lose its new file.
+        if let Err(error) = std::fs::remove_file(self.path(digest))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("remove blob {digest}: {error}");
+        }
+        Some(entry.row.allocated)
     }
 
     /// Forgets a blob whose bytes turned out to be damaged.

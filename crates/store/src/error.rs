@@ -37,9 +37,15 @@ pub enum StoreError {
     /// There is no such record.
     #[error("record {0} not found")]
     NoRecord(RecordId),
+    /// The record's layers are not all unpacked here; [`crate::Ref::ensure_local`] does that.
+    #[error("record {0} is not local yet")]
+    NotLocal(RecordId),
     /// There is no such blob.
     #[error("blob {0} not found")]
     NoBlob(Digest),
+    /// The layer has no blob yet, and none was to be made.
+    #[error("layer {0} has no blob")]
+    NoLayerBlob(snapshot::LayerId),
     /// There is no such image.
     #[error("image `{0}` not found")]
     NoImage(String),
@@ -93,14 +99,11 @@ pub enum StoreError {
     #[error("{0}")]
     Shared(std::sync::Arc<StoreError>),
     /// The snapshot driver failed.
-    #[error("{doing}")]
-    Snapshot {
-        /// What was being done.
-        doing: String,
-        /// The driver's error.
-        #[source]
-        source: BoxError,
-    },
+    #[error(transparent)]
+    Snapshot(snapshot::SnapshotError),
+    /// A layer tar could not be written or unpacked.
+    #[error(transparent)]
+    Layer(snapshot::LayerError),
     /// The metadata database failed.
     #[error("metadata database: {0}")]
     Meta(String),
@@ -175,5 +178,26 @@ impl<T> Doing<T> for io::Result<T> {
 impl<T> Doing<T> for Result<T, rustix::io::Errno> {
     fn doing(self, doing: impl FnOnce() -> String) -> Result<T, StoreError> {
         self.map_err(|errno| StoreError::io(doing(), errno.into()))
+    }
+}
+
+impl From<snapshot::SnapshotError> for StoreError {
+    fn from(error: snapshot::SnapshotError) -> Self {
+        if error.is_out_of_space() {
+            return Self::NoSpace { doing: error.to_string() };
+        }
+        Self::Snapshot(error)
+    }
+}
+
+impl From<snapshot::LayerError> for StoreError {
+    fn from(error: snapshot::LayerError) -> Self {
+        match error {
+            snapshot::LayerError::Snapshot(error) => error.into(),
+            snapshot::LayerError::Stream { doing, cause } if is_full(&cause) => {
+                Self::NoSpace { doing: format!("{doing} layer tar") }
+            }
+            error => Self::Layer(error),
+        }
     }
 }

@@ -50,7 +50,9 @@ impl Filter {
     }
 
     /// Reads several, of which one has to match.
-    pub fn parse_all(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Vec<Self>, StoreError> {
+    pub fn parse_all(
+        texts: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Vec<Self>, StoreError> {
         texts.into_iter().map(|text| Self::parse(text.as_ref())).collect()
     }
 

@@ -1,8 +1,39 @@
 //! Pruning: on request, by policy, and to stay below the ceiling.
+//!
+//! One rule removes records: they are idle (nobody holds, writes or builds on them) and the
+//! options select them. A record that goes frees its parents, which may go next, so the store is
+//! counted anew for each removal. Layers are deleted after the lock is given back; blobs nobody
+//! speaks of follow at the end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 
-use crate::{Filter, Store, StoreError, Usage};
+use base::Digest;
+
+use crate::{
+    Filter, RecordId, RecordKind, Store, StoreError, Usage,
+    content::GRACE,
+    layers::remove_layers,
+    record::blocking,
+    state::State,
+    usage::{Census, usage},
+};
+
+/// Records removed in one go when there is no limit to watch.
+const AT_ONCE: usize = 10;
+/// Room that work about to start must find on the disk at the least.
+const SPARE_BYTES: u64 = 64 << 20;
+/// How long a count of the store is good enough far from the ceiling.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// How long [`Store::reserve`] waits for other work to let go of its room.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What may go, and how much has to stay.
 #[derive(Debug, Clone, Default)]
@@ -21,13 +52,53 @@ pub struct PruneOptions {
     pub min_free_space: u64,
 }
 
-/// One entry of a policy list: [`PruneOptions`] applied after each build.
+/// One entry of a policy list: [`PruneOptions`] applied by [`Store::collect`].
 pub type GcPolicy = PruneOptions;
 
-/// The policies used unless others are configured. Zero for a limit means its default.
-pub fn default_policies(reserved: u64, max_used: u64, min_free: u64) -> Vec<GcPolicy> {
-    _ = (reserved, max_used, min_free);
-    unreachable!("not built yet")
+/// `percent` of a disk of `total` bytes as size settings mean it: whole units of 10^9 above the
+/// exact value. An unknown disk counts as 2 GB.
+pub fn percent_of_disk(percent: u64, total: Option<u64>) -> u64 {
+    const GB: u64 = 1_000_000_000;
+    total.map_or(2 * GB, |total| {
+        let share = u128::from(total) * u128::from(percent) / 100;
+        (u64::try_from(share >> 30).unwrap_or(u64::MAX / GB - 1) + 1).saturating_mul(GB)
+    })
+}
+
+/// Size of the file system that holds `path`.
+pub fn disk_total(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_blocks * stat.f_frsize)
+}
+
+/// The policies used unless others are configured. Limits not given have their default for a disk
+/// of `total` bytes.
+pub fn default_policies(
+    reserved: Option<u64>,
+    max_used: Option<u64>,
+    min_free: Option<u64>,
+    total: Option<u64>,
+) -> Vec<GcPolicy> {
+    const GB: u64 = 1_000_000_000;
+    let limits = PruneOptions {
+        reserved_space: reserved.unwrap_or_else(|| percent_of_disk(10, total).min(10 * GB)),
+        max_used_space: max_used.unwrap_or_else(|| percent_of_disk(80, total).min(100 * GB)),
+        min_free_space: min_free.unwrap_or_else(|| percent_of_disk(20, total)),
+        ..PruneOptions::default()
+    };
+    let cheap = ["type==source.local", "type==exec.cachemount", "type==source.git.checkout"];
+    let days = |days: u64| Some(Duration::from_secs(days * 24 * 3600));
+    vec![
+        PruneOptions {
+            filters: Filter::parse_all(cheap).expect("these filters are well formed"),
+            keep_duration: days(2),
+            max_used_space: 512_000_000,
+            ..PruneOptions::default()
+        },
+        PruneOptions { keep_duration: days(60), ..limits.clone() },
+        limits.clone(),
+        PruneOptions { all: true, ..limits },
+    ]
 }
 
 /// What a prune did.
@@ -37,9 +108,9 @@ pub struct Pruned {
     pub records: u64,
     /// Bytes freed by them.
     pub bytes: u64,
-    /// Blobs nobody named, removed afterwards.
+    /// Blobs nobody spoke of, removed afterwards.
     pub blobs: u64,
-    /// Bytes freed by those.
+    /// Bytes freed by those that no removed record counted.
     pub blob_bytes: u64,
 }
 
@@ -52,32 +123,370 @@ pub struct Pressure {
     pub ceiling: u64,
 }
 
+/// The ceiling and what is promised below it.
+pub(crate) struct Space {
+    ceiling: Option<u64>,
+    promised: Arc<AtomicU64>,
+    counted: Mutex<Option<(Instant, u64)>>,
+    /// One collection at a time.
+    collecting: Mutex<()>,
+}
+
+impl Space {
+    pub(crate) fn new(ceiling: Option<u64>) -> Self {
+        let (promised, counted) = (Arc::default(), Mutex::default());
+        Self { ceiling, promised, counted, collecting: Mutex::default() }
+    }
+}
+
 /// Room set aside for work about to start; dropping it gives it back.
 #[derive(Debug)]
 pub struct Reservation {
-    _todo: (),
+    bytes: u64,
+    promised: Arc<AtomicU64>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.promised.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Store {
-    /// Removes records by these rules, telling each, then blobs nobody names.
+    /// Removes records by these rules, telling each, then blobs nobody speaks of.
     pub async fn prune(
         self: &Arc<Self>,
         options: PruneOptions,
         on_removed: impl FnMut(Usage) + Send + 'static,
     ) -> Result<Pruned, StoreError> {
-        _ = (options, on_removed);
-        unreachable!("not built yet")
+        let store = self.clone();
+        blocking("prune", move || Ok(store.prune_blocking(&[options], on_removed))).await
     }
 
     /// Applies the configured policies in order.
     pub async fn collect(self: &Arc<Self>) -> Result<Pruned, StoreError> {
-        unreachable!("not built yet")
+        let store = self.clone();
+        blocking("collect garbage", move || {
+            let policies = store.policies().to_vec();
+            Ok(store.prune_blocking(&policies, |_| {}))
+        })
+        .await
     }
 
-    /// Room for `bytes` more below the ceiling, collecting if need be. Call before starting work;
-    /// without a ceiling, or far below it, this costs nothing.
+    fn prune_blocking(
+        &self,
+        options: &[PruneOptions],
+        mut on_removed: impl FnMut(Usage),
+    ) -> Pruned {
+        let _one = self.space().collecting.lock().unwrap();
+        let mut pruned = Pruned::default();
+        let mut released = HashSet::new();
+        for options in options {
+            self.prune_records(options, &mut released, |gone| {
+                pruned.records += 1;
+                pruned.bytes += gone.size;
+                on_removed(gone);
+            });
+        }
+        self.sweep(&released, &mut pruned);
+        self.snapshotter().wait_removed();
+        *self.space().counted.lock().unwrap() = None;
+        pruned
+    }
+
+    fn prune_records(
+        &self,
+        options: &PruneOptions,
+        released: &mut HashSet<Digest>,
+        mut on_removed: impl FnMut(Usage),
+    ) {
+        let limited = options.max_used_space | options.min_free_space | options.reserved_space != 0;
+        let imaged = self.image_blobs();
+        let mut keep = None;
+        loop {
+            let (gone, layers) = {
+                let mut state = self.state();
+                let census = self.census(&state, &imaged);
+                if limited {
+                    let total = unshared(&state, &census);
+                    let keep = *keep.get_or_insert_with(|| self.keep_bytes(options, total));
+                    if total < keep {
+                        return;
+                    }
+                }
+                let mut candidates = candidates(&state, &census, options);
+                rank(&mut candidates);
+                candidates.truncate(if limited { 1 } else { AT_ONCE });
+                let mut layers = Vec::new();
+                for gone in &candidates {
+                    released.extend(state.blobs_of(&gone.id));
+                    layers.extend(state.remove_idle(&gone.id, self.meta()));
+                }
+                (candidates, layers)
+            };
+            if gone.is_empty() {
+                return;
+            }
+            remove_layers(&layers, &**self.snapshotter());
+            gone.into_iter().for_each(&mut on_removed);
+        }
+    }
+
+    /// Bytes to stay: removing goes on while that many or more are in use.
+    fn keep_bytes(&self, options: &PruneOptions, total: u64) -> u64 {
+        let free =
+            rustix::fs::statvfs(self.root()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+        keep_bytes(options, total, free)
+    }
+
+    /// Removes blobs that nothing speaks of. Young ones stay, unless a removed record had them.
+    fn sweep(&self, released: &HashSet<Digest>, pruned: &mut Pruned) {
+        let mut queue = self.pinned();
+        queue.extend(self.content().rooted(GRACE, released));
+        {
+            let state = self.state();
+            for layer in state.layers.values() {
+                queue.extend(layer.row.blobs.iter().map(|blob| blob.digest));
+            }
+            for record in state.records.values() {
+                queue.extend(record.row.blob.iter().map(|blob| blob.digest));
+                queue.extend(&record.row.keeps);
+            }
+        }
+        let mut marked = self.image_blobs();
+        while let Some(digest) = queue.pop() {
+            if marked.insert(digest) {
+                queue.extend(self.spoken_of(&digest));
+            }
+        }
+        for (digest, _) in self.content().list() {
+            if marked.contains(&digest) {
+                continue;
+            }
+            let grace = if released.contains(&digest) { Duration::ZERO } else { GRACE };
+            if let Some(freed) = self.content().remove(&digest, grace) {
+                pruned.blobs += 1;
+                if !released.contains(&digest) {
+                    pruned.blob_bytes += freed;
+                }
+            }
+        }
+    }
+
+    /// Room for `bytes` more below the ceiling and on the disk, collecting if need be and waiting
+    /// a while for other work to end. Call before starting work; far below the ceiling this costs
+    /// next to nothing.
     pub async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, StoreError> {
-        _ = bytes;
-        unreachable!("not built yet")
+        self.find_disk_space(bytes).await?;
+        let promised = self.space().promised.clone();
+        let Some(ceiling) = self.space().ceiling else {
+            promised.fetch_add(bytes, Ordering::Relaxed);
+            return Ok(Reservation { bytes, promised });
+        };
+        let started = Instant::now();
+        let mut collected = false;
+        loop {
+            let promises = promised.load(Ordering::Relaxed);
+            let used = self.used(ceiling, collected).await?;
+            if used.saturating_add(promises).saturating_add(bytes) <= ceiling {
+                promised.fetch_add(bytes, Ordering::Relaxed);
+                return Ok(Reservation { bytes, promised });
+            }
+            if !collected {
+                let target = ceiling.saturating_sub(bytes).saturating_sub(promises).max(1);
+                let overhead = self.overhead();
+                let overhead = overhead.meta + overhead.blobs + overhead.in_flight;
+                let max_used_space = target.saturating_sub(overhead).max(1);
+                let options = PruneOptions { all: true, max_used_space, ..Default::default() };
+                self.prune(options, |_| {}).await?;
+                collected = true;
+                continue;
+            }
+            // Only somebody who holds something can still make room.
+            let busy = promises > 0 || self.state().records.values().any(|it| it.in_use());
+            if !busy || started.elapsed() > PATIENCE {
+                return Err(StoreError::Ceiling { used, ceiling });
+            }
+            self.wait_released().await;
+            collected = false;
+        }
+    }
+
+    async fn find_disk_space(self: &Arc<Self>, bytes: u64) -> Result<(), StoreError> {
+        let wanted = bytes.saturating_add(SPARE_BYTES);
+        let free = || {
+            rustix::fs::statvfs(self.root()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize)
+        };
+        if free() >= wanted {
+            return Ok(());
+        }
+        let options = PruneOptions { all: true, min_free_space: wanted, ..Default::default() };
+        self.prune(options, |_| {}).await?;
+        if free() >= wanted {
+            return Ok(());
+        }
+        Err(StoreError::NoSpace { doing: format!("find {wanted} bytes for work to start") })
+    }
+
+    /// Completes when the store, work in flight measured, is above its ceiling, after an attempt
+    /// to collect; never without a ceiling. Whoever runs work races it against this and fails with
+    /// [`StoreError::Ceiling`] before the disk is full.
+    pub async fn ceiling_exceeded(self: &Arc<Self>) -> Pressure {
+        let Some(ceiling) = self.space().ceiling else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(COUNT_EVERY).await;
+            let Ok(used) = self.used(ceiling, false).await else { continue };
+            if used <= ceiling {
+                continue;
+            }
+            let options = PruneOptions { all: true, max_used_space: ceiling, ..Default::default() };
+            let pruned = self.prune(options, |_| {}).await;
+            if let (Ok(_), Ok(used)) = (pruned, self.used(ceiling, true).await)
+                && used > ceiling
+            {
+                return Pressure { used, ceiling };
+            }
+        }
+    }
+
+    /// Bytes in use with writers' layers as they are now. Far from the ceiling a count of a moment
+    /// ago is good enough.
+    async fn used(self: &Arc<Self>, ceiling: u64, exact: bool) -> Result<u64, StoreError> {
+        if !exact
+            && let Some((at, used)) = *self.space().counted.lock().unwrap()
+            && at.elapsed() < COUNT_EVERY
+            && used < ceiling / 5 * 4
+        {
+            return Ok(used);
+        }
+        let store = self.clone();
+        blocking("measure the store", move || {
+            let overhead = store.overhead();
+            let (total, writing) = {
+                let state = store.state();
+                let census = store.census(&state, &HashSet::new());
+                let writers = state.records.values().filter(|record| record.writer);
+                let known = |own: &snapshot::LayerId| {
+                    state.layers.get(own).map_or(0, |layer| layer.row.size)
+                };
+                let own = writers.filter_map(|record| record.row.own.clone());
+                let writing: Vec<_> = own.map(|own| (known(&own), own)).collect();
+                (census.total(), writing)
+            };
+            let mut used = total + overhead.meta + overhead.blobs + overhead.in_flight;
+            for (known, layer) in writing {
+                let now = store.snapshotter().usage(&layer).map_or(known, |usage| usage.bytes);
+                used = used.saturating_sub(known) + now;
+            }
+            *store.space().counted.lock().unwrap() = Some((Instant::now(), used));
+            Ok(used)
+        })
+        .await
+    }
+}
+
+impl State {
+    /// Blobs that only count because of this record's layer and keeps.
+    fn blobs_of(&self, id: &RecordId) -> Vec<Digest> {
+        let Some(record) = self.records.get(id) else { return Vec::new() };
+        let layer = record.row.own.as_ref().and_then(|own| self.layers.get(own));
+        let blobs = layer.into_iter().flat_map(|layer| layer.row.blobs.iter());
+        let blobs = blobs.chain(&record.row.blob).map(|blob| blob.digest);
+        blobs.chain(record.row.keeps.iter().copied()).collect()
+    }
+}
+
+fn keep_bytes(options: &PruneOptions, total: u64, free: u64) -> u64 {
+    let mut keep = options.max_used_space;
+    let missing = options.min_free_space.saturating_sub(free);
+    if missing > 0 {
+        let left = total.saturating_sub(missing);
+        keep = if keep == 0 { left } else { keep.min(left) };
+    } else if keep == 0 && options.min_free_space > 0 {
+        // Enough is free and nothing else was asked.
+        keep = u64::MAX;
+    }
+    keep.max(options.reserved_space)
+}
+
+/// Bytes of records that no image shares; mutable ones in use do not count.
+fn unshared(state: &State, census: &Census) -> u64 {
+    let counted = |(id, size): (&RecordId, &u64)| {
+        let record = &state.records[id];
+        let skip = census.shared.contains(id) || record.row.mutable && record.in_use();
+        if skip { 0 } else { *size }
+    };
+    census.sizes.iter().map(counted).sum()
+}
+
+fn candidates(state: &State, census: &Census, options: &PruneOptions) -> Vec<Usage> {
+    let oldest = options.keep_duration.and_then(|keep| SystemTime::now().checked_sub(keep));
+    let idle = state.records.iter().filter(|(_, record)| record.idle());
+    let usages = idle.map(|(id, record)| usage(id, record, census));
+    let wanted = |usage: &Usage| {
+        let recent =
+            matches!((oldest, usage.last_used_at), (Some(oldest), Some(used)) if used > oldest);
+        let protected =
+            usage.shared || matches!(usage.kind, RecordKind::Internal | RecordKind::Frontend);
+        !recent && (options.all || !protected) && Filter::any_matches(&options.filters, usage)
+    };
+    usages.filter(wanted).collect()
+}
+
+/// First what is used least: by the sum of the normalized ranks of last use and of use count.
+/// Equal values share a rank; never used comes first.
+fn rank(candidates: &mut [Usage]) {
+    fn ranks<K: Ord>(mut sorted: Vec<K>) -> impl Fn(&K) -> f64 {
+        sorted.sort();
+        sorted.dedup();
+        let highest = sorted.len().max(1);
+        move |value| {
+            let rank = sorted.binary_search(value).unwrap_or(0) + 1;
+            rank as f64 / highest as f64
+        }
+    }
+    let by_time = ranks(candidates.iter().map(|usage| usage.last_used_at).collect());
+    let by_count = ranks(candidates.iter().map(|usage| usage.usage_count).collect());
+    let score = |usage: &Usage| by_time(&usage.last_used_at) + by_count(&usage.usage_count);
+    candidates.sort_by(|a, b| {
+        score(a)
+            .total_cmp(&score(b))
+            .then_with(|| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_to_keep() {
+        let check = |reserved_space, max_used_space, min_free_space, total, free| {
+            let options = PruneOptions {
+                reserved_space,
+                max_used_space,
+                min_free_space,
+                ..PruneOptions::default()
+            };
+            keep_bytes(&options, total, free)
+        };
+        assert_eq!(check(0, 100, 0, 500, 0), 100);
+        assert_eq!(check(0, 0, 50, 500, 20), 470);
+        assert_eq!(check(0, 100, 50, 500, 20), 100);
+        assert_eq!(check(0, 480, 50, 500, 20), 470);
+        assert_eq!(check(490, 480, 50, 500, 20), 490);
+        assert_eq!(check(0, 0, 50, 500, 60), u64::MAX);
+        assert_eq!(check(30, 0, 0, 500, 60), 30);
+    }
+
+    #[test]
+    fn disk_shares_are_whole_units() {
+        assert_eq!(percent_of_disk(10, None), 2_000_000_000);
+        assert_eq!(percent_of_disk(10, Some(100 << 30)), 11_000_000_000);
+        assert_eq!(percent_of_disk(10, Some(1 << 30)), 1_000_000_000);
+        let limits = &default_policies(None, None, None, Some(1 << 40))[2];
+        assert_eq!(limits.reserved_space, 10_000_000_000);
+        assert_eq!(limits.max_used_space, 100_000_000_000);
+        assert_eq!(limits.min_free_space, 205_000_000_000);
     }
 }

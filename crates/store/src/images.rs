@@ -7,11 +7,7 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 use oci::Descriptor;
 
-use crate::{
-    Image, Store, StoreError,
-    meta::T,
-    model::now,
-};
+use crate::{Image, Store, StoreError, meta::T, model::now};
 
 /// The named images of a store.
 pub struct Images<'a> {
@@ -51,8 +47,7 @@ impl Images<'_> {
             let mut map = self.map().lock().unwrap();
             let updated_ns = now();
             let created_ns = map.get(name).map_or(updated_ns, |image| image.created_ns);
-            let image =
-                Image { name: name.to_owned(), descriptor, created_ns, updated_ns, labels };
+            let image = Image { name: name.to_owned(), descriptor, created_ns, updated_ns, labels };
             let bytes = serde_json::to_vec(&image).expect("an image has a JSON form");
             self.store.meta().set(T::Images, name, Some(bytes.into()));
             map.insert(name.to_owned(), image.clone());

@@ -33,13 +33,16 @@ pub use blobs::{BlobOptions, LayerBlob};
 pub use content::{Blob, Content, ContentReader, ContentWriter};
 pub use error::{BoxError, StoreError};
 pub use filter::{Fields, Filter};
-pub use gc::{GcPolicy, Pressure, Pruned, PruneOptions, Reservation, default_policies};
+pub use gc::{
+    GcPolicy, Pressure, PruneOptions, Pruned, Reservation, default_policies, disk_total,
+    percent_of_disk,
+};
 pub use images::Images;
 pub use model::{BlobInfo, Image, RecordId, RecordKind};
 pub use pull::{ImageLayer, ImageLayers, LayerProgress, LayerStage, no_progress};
 pub use record::{MutRef, NewRecord, Ref};
 pub use recover::Recovery;
-pub use store::{Config, Overhead, Store};
+pub use store::{Config, Store};
 pub use table::Table;
-pub use usage::Usage;
+pub use usage::{Overhead, Usage};
 pub use verify::Verified;

@@ -46,16 +46,8 @@ pub(crate) enum T {
 }
 
 impl T {
-    const ALL: [T; 8] = [
-        T::Info,
-        T::Records,
-        T::Layers,
-        T::Content,
-        T::Images,
-        T::Indexes,
-        T::Solver,
-        T::Values,
-    ];
+    const ALL: [T; 8] =
+        [T::Info, T::Records, T::Layers, T::Content, T::Images, T::Indexes, T::Solver, T::Values];
 
     fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
         TableDefinition::new(match self {
@@ -152,9 +144,7 @@ impl Meta {
         {
             let queue = self.shared.queue.lock().unwrap();
             let full = (table, key.to_vec());
-            if let Some(value) =
-                queue.waiting.get(&full).or_else(|| queue.committing.get(&full))
-            {
+            if let Some(value) = queue.waiting.get(&full).or_else(|| queue.committing.get(&full)) {
                 return Ok(value.clone());
             }
         }

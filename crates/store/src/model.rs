@@ -191,6 +191,9 @@ pub(crate) struct LayerRow {
     /// Whether the folder exists and is whole; else only blobs are known.
     #[serde(rename = "h", default, skip_serializing_if = "is_default")]
     pub here: bool,
+    /// Somebody may be writing: after a crash the size has to be measured anew.
+    #[serde(rename = "w", default, skip_serializing_if = "is_default")]
+    pub writing: bool,
     /// Bytes allocated by the folder, hard links counted once.
     #[serde(rename = "s", default, skip_serializing_if = "is_default")]
     pub size: u64,
@@ -198,17 +201,7 @@ pub(crate) struct LayerRow {
     pub diff_id: Option<Digest>,
     /// Blobs that unpack to this layer.
     #[serde(rename = "b", default, skip_serializing_if = "is_default")]
-    pub blobs: Vec<BlobVariant>,
-}
-
-/// One compressed (or plain) form of a layer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct BlobVariant {
-    #[serde(rename = "d")]
-    pub descriptor: Descriptor,
-    /// How it was asked for, e.g. `gzip:9`; absent for blobs that came from outside.
-    #[serde(rename = "w", default, skip_serializing_if = "is_default")]
-    pub wanted: Option<String>,
+    pub blobs: Vec<Descriptor>,
 }
 
 /// A blob of the content folder as stored.

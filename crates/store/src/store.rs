@@ -1,16 +1,34 @@
 //! The store itself: opening, closing, and finding what is in it.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
+use base::Digest;
 use snapshot::Snapshotter;
+use tokio::sync::Notify;
 
 use crate::{
-    Content, GcPolicy, Images, MutRef, NewRecord, RecordId, Recovery, Ref, StoreError, Table,
-    images::ImageMap, meta::Meta,
+    Content, GcPolicy, Images, RecordId, Recovery, Ref, StoreError, Table,
+    blobs::Makers,
+    error::Doing as _,
+    gc::Space,
+    images::ImageMap,
+    layers::Tidy,
+    lock::FolderLock,
+    meta::{Meta, T},
+    pull::Flights,
+    recover::{self, Found},
+    state::State,
 };
+
+/// Longest wait of [`Store::wait_released`]: a caller looks again at least this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Table of pinned blobs by owner.
+pub(crate) const PINS: &str = "store.pins";
 
 /// How to open a store.
 #[derive(Debug, Clone)]
@@ -37,119 +55,277 @@ impl Config {
     }
 }
 
-/// Bytes on disk that belong to no record.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Overhead {
-    /// The metadata database, lock and empty folders.
-    pub meta: u64,
-    /// Blobs of named images, pins and history that no record owns.
-    pub blobs: u64,
-    /// Blobs being written.
-    pub in_flight: u64,
-}
-
 /// One state folder, open.
 pub struct Store {
-    _todo: (),
+    config: Config,
+    worker_id: String,
+    recovery: Recovery,
+    snapshotter: Arc<dyn Snapshotter>,
+    meta: Arc<Meta>,
+    content: Content,
+    state: Arc<Mutex<State>>,
+    images: ImageMap,
+    pins: Mutex<BTreeMap<String, Vec<Digest>>>,
+    flights: Flights,
+    makers: Makers,
+    space: Space,
+    released: Notify,
+    tidy: Tidy,
+    /// Given back last.
+    _lock: FolderLock,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.config.root.display())
+    }
 }
 
 impl Store {
     /// Opens the state folder: takes its lock, reads the metadata, removes what nobody names and
     /// drops records whose data is missing (see [`Store::recovery`]).
     pub fn open(config: Config) -> Result<Arc<Store>, StoreError> {
-        _ = config;
-        unreachable!("not built yet")
+        let root = &config.root;
+        base::fs::create_dir_all(root).doing(|| "open the store".into())?;
+        let lock = FolderLock::take(&root.join("buildkitd.lock"))?;
+        for folder in [crate::content::folder(root), crate::content::ingest(root)] {
+            base::fs::create_dir_all(&folder).doing(|| "open the store".into())?;
+        }
+        let snapshotter = snapshot::open(&root.join("snapshots"), config.snapshotter)?;
+        let meta = Arc::new(Meta::open(&root.join("meta"), disks(root)?)?);
+        let Found { worker_id, state, content, images, pins, recovery, measure } =
+            recover::load(root, &meta, &*snapshotter)?;
+        let state = Arc::new(Mutex::new(state));
+        let tidy = Tidy::start(state.clone(), meta.clone(), snapshotter.clone())?;
+        for chore in measure {
+            tidy.add(chore);
+        }
+        let content = Content::new(root, meta.clone(), content);
+        let space = Space::new(config.ceiling);
+        Ok(Arc::new(Self {
+            config,
+            worker_id,
+            recovery,
+            snapshotter,
+            meta,
+            content,
+            state,
+            images: Mutex::new(images),
+            pins: Mutex::new(pins),
+            flights: Flights::default(),
+            makers: Makers::default(),
+            space,
+            released: Notify::new(),
+            tidy,
+            _lock: lock,
+        }))
     }
+
     /// The state folder.
     pub fn root(&self) -> &Path {
-        unreachable!("not built yet")
+        &self.config.root
     }
+
+    /// Policies of [`Store::collect`].
+    pub fn policies(&self) -> &[GcPolicy] {
+        &self.config.policies
+    }
+
     /// Random id of this store, the same over restarts.
     pub fn worker_id(&self) -> &str {
-        unreachable!("not built yet")
+        &self.worker_id
     }
+
     /// What opening had to put right.
     pub fn recovery(&self) -> &Recovery {
-        unreachable!("not built yet")
+        &self.recovery
     }
+
     /// The snapshot driver.
     pub fn snapshotter(&self) -> &Arc<dyn Snapshotter> {
-        unreachable!("not built yet")
+        &self.snapshotter
     }
+
     /// Blobs by digest.
     pub fn content(&self) -> &Content {
-        unreachable!("not built yet")
+        &self.content
     }
+
     /// Named images.
     pub fn images(&self) -> Images<'_> {
         Images { store: self }
     }
+
     /// The table called `name`, made when first written.
     pub fn table(&self, name: &str) -> Table {
-        _ = name;
-        unreachable!("not built yet")
+        Table::new(self.meta.clone(), name)
     }
+
     /// Keeps `blobs` (and what they speak of) until [`unpin`](Self::unpin), over restarts. For
     /// history and others that name blobs in tables. Replaces earlier pins of the same owner.
-    pub fn pin(&self, owner: &str, blobs: &[base::Digest]) {
-        _ = (owner, blobs);
-        unreachable!("not built yet")
+    pub fn pin(&self, owner: &str, blobs: &[Digest]) {
+        let blobs = blobs.to_vec();
+        self.table(PINS).put_json(owner, &blobs);
+        self.pins.lock().unwrap().insert(owner.to_owned(), blobs);
     }
+
     /// Takes back the pins of `owner`.
     pub fn unpin(&self, owner: &str) {
-        _ = owner;
-        unreachable!("not built yet")
+        if self.pins.lock().unwrap().remove(owner).is_some() {
+            self.table(PINS).remove(owner);
+        }
     }
+
     /// Waits until everything done so far is on disk.
     pub async fn flush(&self) -> Result<(), StoreError> {
-        unreachable!("not built yet")
+        self.meta.flush().await
     }
-    /// Writes everything down and stops writing. Handles still held become useless for writing.
+
+    /// [`flush`](Self::flush) for threads outside the runtime.
+    pub fn flush_blocking(&self) -> Result<(), StoreError> {
+        self.meta.flush_blocking()
+    }
+
+    /// Waits until deletions and measurements under way are done.
+    pub async fn settle(self: &Arc<Self>) {
+        let store = self.clone();
+        _ = crate::record::blocking("settle", move || {
+            store.tidy.wait();
+            store.snapshotter.wait_removed();
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Writes everything down. The last handle to go closes the files.
     pub async fn close(&self) -> Result<(), StoreError> {
-        unreachable!("not built yet")
+        self.flush().await
     }
-    /// Makes a record to be written to.
-    pub fn create(self: &Arc<Self>, record: NewRecord<'_>) -> Result<MutRef, StoreError> {
-        _ = record;
-        unreachable!("not built yet")
+
+    /// Stops as a killed process would: nothing more reaches the disk. For tests of recovery.
+    #[doc(hidden)]
+    pub fn kill(&self) {
+        self.meta.kill();
     }
-    /// The committed record called `id`, if it exists and its data can be had. Views of mutable
-    /// records that are being written do not count.
+
+    /// The committed record called `id`, if it exists. Views of mutable records that are being
+    /// written do not count. It may be lazy: see [`Ref::needs_provider`].
     pub fn get(self: &Arc<Self>, id: &RecordId) -> Option<Ref> {
-        _ = id;
-        unreachable!("not built yet")
+        let mut state = self.state();
+        self.attach_committed(&mut state, id)
     }
+
+    fn attach_committed(self: &Arc<Self>, state: &mut State, id: &RecordId) -> Option<Ref> {
+        let keeper = state.keeper(id)?;
+        let record = &state.records[&keeper];
+        // A mutable record is had through its view, and only while nobody writes.
+        let committed = !record.writer && (keeper != *id || !record.row.mutable);
+        if committed { Ref::attach(self, state, id) } else { None }
+    }
+
     /// Whether a committed record called `id` exists.
     pub fn contains(&self, id: &RecordId) -> bool {
-        _ = id;
-        unreachable!("not built yet")
+        let state = self.state();
+        let Some(keeper) = state.keeper(id) else { return false };
+        let record = &state.records[&keeper];
+        !record.writer && (keeper != *id || !record.row.mutable)
     }
+
     /// Records (mutable and committed) that have this index key, last used first.
     pub fn find(&self, index_key: &str) -> Vec<RecordId> {
-        _ = index_key;
-        unreachable!("not built yet")
+        self.state().find(index_key)
     }
-    /// Takes a retained mutable record for writing; an error if it has a writer or its view is
-    /// held.
-    pub fn take_mutable(self: &Arc<Self>, id: &RecordId) -> Result<MutRef, StoreError> {
-        _ = id;
-        unreachable!("not built yet")
+
+    /// The committed record found by an index key, last used first.
+    pub fn find_committed(self: &Arc<Self>, index_key: &str) -> Option<Ref> {
+        let mut state = self.state();
+        let found = state.find(index_key);
+        found.iter().find_map(|id| self.attach_committed(&mut state, id))
     }
+
     /// The view of the mutable record `id`, if it has one that is up to date; it can be shared
     /// while others hold it.
     pub fn view_of(self: &Arc<Self>, id: &RecordId) -> Option<Ref> {
-        _ = id;
-        unreachable!("not built yet")
+        let mut state = self.state();
+        let view = state.records.get(id)?.row.view.clone()?;
+        self.attach_committed(&mut state, &view)
     }
+
     /// Waits until some mutable record is let go (or a short while); for callers that found all
     /// matching records in use.
     pub async fn wait_released(&self) {
-        unreachable!("not built yet")
+        _ = tokio::time::timeout(LOOK_AGAIN, self.released.notified()).await;
     }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
     pub(crate) fn meta(&self) -> &Meta {
-        unreachable!("not built yet")
+        &self.meta
     }
+
     pub(crate) fn image_map(&self) -> &ImageMap {
-        unreachable!("not built yet")
+        &self.images
     }
+
+    pub(crate) fn pinned(&self) -> Vec<Digest> {
+        self.pins.lock().unwrap().values().flatten().copied().collect()
+    }
+
+    pub(crate) fn flights(&self) -> &Flights {
+        &self.flights
+    }
+
+    pub(crate) fn makers(&self) -> &Makers {
+        &self.makers
+    }
+
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    pub(crate) fn released(&self) -> &Notify {
+        &self.released
+    }
+
+    pub(crate) fn tidy(&self) -> &Tidy {
+        &self.tidy
+    }
+
+    /// Makes and stores a worker id if there is none yet.
+    pub(crate) fn worker_id_of(meta: &Meta) -> Result<String, StoreError> {
+        if let Some(id) = meta.get(T::Info, b"worker-id")?
+            && let Ok(id) = String::from_utf8(id.to_vec())
+        {
+            return Ok(id);
+        }
+        let id = base::id::random_id();
+        meta.set(T::Info, "worker-id", Some(id.clone().into()));
+        Ok(id)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.tidy.stop();
+        // Tables may outlive the store; what they write from here on is not kept.
+        self.meta.close();
+    }
+}
+
+/// One open folder for each file system the state folder spreads over.
+fn disks(root: &Path) -> Result<Vec<std::fs::File>, StoreError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut seen = Vec::new();
+    let mut disks = Vec::new();
+    for folder in [root.to_owned(), root.join("content"), root.join("snapshots")] {
+        let file = std::fs::File::open(&folder).doing(|| format!("open {}", folder.display()))?;
+        let device = file.metadata().doing(|| format!("look at {}", folder.display()))?.dev();
+        if !seen.contains(&device) {
+            seen.push(device);
+            disks.push(file);
+        }
+    }
+    Ok(disks)
 }

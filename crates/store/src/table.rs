@@ -24,7 +24,7 @@ pub struct Table {
 impl Table {
     pub(crate) fn new(meta: Arc<Meta>, name: &str) -> Self {
         assert!(!name.contains('\0'), "table names have no zero bytes");
-        Self { meta, prefix: [name.as_bytes(), b"\0"].concat().into() }
+        Self { meta, prefix: values_key(name, b"").into() }
     }
 
     fn key(&self, key: &[u8]) -> Vec<u8> {
@@ -49,8 +49,7 @@ impl Table {
     /// Several changes that reach the disk together; `None` removes.
     pub fn apply<K: AsRef<[u8]>>(&self, changes: impl IntoIterator<Item = (K, Option<Bytes>)>) {
         let changes = changes.into_iter();
-        self.meta
-            .set_all(changes.map(|(key, value)| (T::Values, self.key(key.as_ref()), value)));
+        self.meta.set_all(changes.map(|(key, value)| (T::Values, self.key(key.as_ref()), value)));
     }
 
     /// All entries whose keys start with `prefix`, in key order.
@@ -75,4 +74,9 @@ impl Table {
         let bytes = serde_json::to_vec(value).expect("table values have a JSON form");
         self.put(key, bytes);
     }
+}
+
+/// How tables share one tree of the database: name, zero byte, key.
+pub(crate) fn values_key(table: &str, key: &[u8]) -> Vec<u8> {
+    [table.as_bytes(), b"\0", key].concat()
 }
