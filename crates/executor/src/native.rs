@@ -17,7 +17,7 @@ use crate::{
     cgroup::{Policy, Request, StepGroup},
     launcher::Launcher,
     net::NetNs,
-    rootfs::{self, Kind, Stubs},
+    rootfs::{self, Kind, New, Stubs},
     supervise::{self, Asked},
     sys, user,
     wire::{self, Command, Confinement, Place, Plan},
@@ -202,7 +202,7 @@ pub(crate) fn note_stubs(spec: &Spec) -> Stubs {
 pub(crate) fn make_cwd(root: &OwnedFd, cwd: &str, user: &user::User) -> Result<(), ExecError> {
     let cwd = base::path::absolute(cwd);
     let owner = Some((user.uid, user.gid));
-    rootfs::ensure(root, &cwd, Kind::Folder, 0o755, owner)
+    rootfs::ensure(root.as_fd(), &cwd, New { kind: Kind::Folder, owner, keep_times: false })
         .map(drop)
         .map_err(|error| ExecError::setup(format!("make working directory {cwd}"), error))
 }

@@ -43,45 +43,47 @@ pub enum Kind {
     File,
 }
 
-/// Opens (`O_PATH`) what is at `path`, making it, and missing folders above it, with `mode` and
-/// `owner`.
-pub fn ensure(
-    root: impl AsFd,
-    path: &str,
-    kind: Kind,
-    mode: u32,
-    owner: Option<(u32, u32)>,
-) -> rustix::io::Result<OwnedFd> {
-    make(root.as_fd(), path, kind, mode, owner)
+/// How to make it.
+#[derive(Clone, Copy)]
+pub struct New {
+    pub kind: Kind,
+    /// User and group; also of the folders above it that are missing.
+    pub owner: Option<(u32, u32)>,
+    /// Put back the times of the folder that gets it.
+    pub keep_times: bool,
 }
 
-fn make(
-    root: BorrowedFd<'_>,
-    path: &str,
-    kind: Kind,
-    mode: u32,
-    owner: Option<(u32, u32)>,
-) -> rustix::io::Result<OwnedFd> {
+impl New {
+    /// A mount point: it shall leave no trace.
+    pub fn mount_point(kind: Kind) -> Self {
+        Self { kind, owner: None, keep_times: true }
+    }
+}
+
+/// Opens (`O_PATH`) what is at `path`, making it, and missing folders above it, with mode 0755.
+pub fn ensure(root: BorrowedFd<'_>, path: &str, new: New) -> rustix::io::Result<OwnedFd> {
     match open(root, path, OFlags::PATH) {
         Err(Errno::NOENT) => {}
         result => return result,
     }
     let real = real_path(root, path)?;
     let (folder, name) = real.rsplit_once('/').ok_or(Errno::INVAL)?;
-    let folder = make(root, folder, Kind::Folder, mode, owner)?;
-    let made = match kind {
-        Kind::Folder => rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(mode)),
+    let folder = ensure(root, folder, New { kind: Kind::Folder, ..new })?;
+    let times = if new.keep_times { Some(rustix::fs::fstat(&folder)?) } else { None };
+    let mode = Mode::from_raw_mode(0o755);
+    let made = match new.kind {
+        Kind::Folder => rustix::fs::mkdirat(&folder, name, mode),
         Kind::File => rustix::fs::openat(
             &folder,
             name,
             OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY,
-            Mode::from_raw_mode(mode),
+            mode,
         )
         .map(drop),
     };
     match made {
         Ok(()) => {
-            if let Some((uid, gid)) = owner {
+            if let Some((uid, gid)) = new.owner {
                 rustix::fs::chownat(
                     &folder,
                     name,
@@ -93,6 +95,9 @@ fn make(
         }
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
+    }
+    if let Some(times) = times {
+        set_times(&folder, &times)?;
     }
     open(root, &real, OFlags::PATH)
 }
@@ -207,15 +212,17 @@ fn clear_stub(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
         Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(()),
         result => result?,
     }
+    Ok(set_times(&folder, &times)?)
+}
+
+/// Gives a folder (also one opened with `O_PATH`) the times it had.
+fn set_times(folder: &OwnedFd, stat: &rustix::fs::Stat) -> rustix::io::Result<()> {
     let time = |tv_sec: i64, tv_nsec: u64| rustix::fs::Timespec { tv_sec, tv_nsec: tv_nsec as _ };
-    rustix::fs::futimens(
-        &folder,
-        &Timestamps {
-            last_access: time(times.st_atime as _, times.st_atime_nsec as _),
-            last_modification: time(times.st_mtime as _, times.st_mtime_nsec as _),
-        },
-    )?;
-    Ok(())
+    let times = Timestamps {
+        last_access: time(stat.st_atime as _, stat.st_atime_nsec as _),
+        last_modification: time(stat.st_mtime as _, stat.st_mtime_nsec as _),
+    };
+    rustix::fs::utimensat(folder, ".", &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 #[cfg(test)]
@@ -241,9 +248,9 @@ mod tests {
         assert_eq!(real_path(&root, "absolute/b/new").unwrap(), "/a/b/new");
         assert_eq!(real_path(&root, "/a/up/passwd").unwrap(), "/etc/passwd");
         assert_eq!(real_path(&root, "loop").unwrap_err(), Errno::LOOP);
-        ensure(&root, "a/up/x/y", Kind::File, 0o644, None).unwrap();
+        ensure(root.as_fd(), "a/up/x/y", New::mount_point(Kind::File)).unwrap();
         assert!(at("etc/x/y").is_file());
-        ensure(&root, "absolute/c", Kind::Folder, 0o755, None).unwrap();
+        ensure(root.as_fd(), "absolute/c", New::mount_point(Kind::Folder)).unwrap();
         assert!(at("a/c").is_dir());
     }
 

@@ -22,7 +22,7 @@ use rustix::{
 use super::Fds;
 use crate::{
     launcher::serve::Ready,
-    rootfs::{self, Kind},
+    rootfs::{self, Kind, New},
     sys,
     wire::{Container, Content, Failure, Host, PlannedDevice, PlannedMount, Source},
 };
@@ -130,6 +130,9 @@ fn new_file_system(
     attributes: u64,
 ) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if !options.iter().any(|(name, _)| *name == "source") {
+        fsconfig_set_string(&context, "source", kind)?;
+    }
     for (name, value) in options {
         match value {
             Some(value) => fsconfig_set_string(&context, *name, *value)?,
@@ -185,7 +188,7 @@ impl Maker<'_> {
     /// Moves a mount to its destination, making that if needed.
     fn place(&self, mount: OwnedFd, dest: &str) -> io::Result<()> {
         let kind = if is_folder(&mount)? { Kind::Folder } else { Kind::File };
-        let target = rootfs::ensure(&self.root, dest, kind, 0o755, None)?;
+        let target = rootfs::ensure(self.root.as_fd(), dest, New::mount_point(kind))?;
         let stat = rustix::fs::fstat(&target)?;
         if (stat.st_dev as u64, stat.st_ino as u64) == self.root_inode {
             return Err(io::Error::other("the destination is the root"));
@@ -248,7 +251,7 @@ impl Maker<'_> {
 
     fn device(&self, device: &PlannedDevice) -> io::Result<()> {
         let (folder, name) = device.path.rsplit_once('/').ok_or(io::ErrorKind::InvalidInput)?;
-        let folder = rootfs::ensure(&self.root, folder, Kind::Folder, 0o755, None)?;
+        let folder = rootfs::ensure(self.root.as_fd(), folder, New::mount_point(Kind::Folder))?;
         // Beside an O_PATH descriptor, mknodat needs a real one.
         let folder =
             rustix::fs::openat(&folder, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
