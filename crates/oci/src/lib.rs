@@ -9,6 +9,7 @@ pub mod compress;
 pub mod config;
 pub mod content;
 mod error;
+pub mod layout;
 pub mod media;
 pub mod memory;
 pub mod reference;

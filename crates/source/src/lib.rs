@@ -6,11 +6,15 @@
 //! was fetched, only of what it is.
 
 mod api;
+mod credentials;
 mod error;
+mod image;
 mod progress;
 mod providers;
 
 pub use api::{GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source, SourceRequest, Sources};
+pub use credentials::SessionCredentials;
 pub use error::SourceError;
+pub use image::{Images, Layouts};
 pub use progress::{Progress, Status, layer_progress};
 pub use providers::Providers;
