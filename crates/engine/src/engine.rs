@@ -103,6 +103,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine over a machine. Needs a tokio runtime.
+    /// `jobs` are those that the machine's ops are told of.
     pub fn new(machine: Arc<Machine>, jobs: Arc<Jobs>, settings: Settings) -> Result<Arc<Self>, store::StoreError> {
         let keys = machine.store.load_keys()?;
         let options = solver::Options { max_parallelism: settings.max_parallelism };
@@ -157,6 +158,12 @@ impl Engine {
     /// Who waits for whom among unfinished steps.
     pub fn stuck(&self) -> String {
         self.solver.stuck()
+    }
+
+    /// Writes everything down and stops writing.
+    pub async fn close(&self) -> Result<(), store::StoreError> {
+        self.machine.store.save_keys(self.solver.take_changes());
+        self.machine.store.close().await
     }
 
     /// Fires each time a build ended; for collectors.

@@ -204,11 +204,11 @@ impl History {
             .map_err(|error| error.to_string())?;
         let descriptor = control::Descriptor {
             media_type: media_type.to_owned(),
-            digest: blob.digest.to_string(),
-            size: blob.size as i64,
+            digest: blob.digest().to_string(),
+            size: blob.size() as i64,
             annotations: BTreeMap::new(),
         };
-        Ok((descriptor, blob.digest))
+        Ok((descriptor, blob.digest()))
     }
 
     /// Waits until every build that ended is stored.

@@ -219,7 +219,7 @@ impl Config {
             search_domains: file.dns.search_domains,
             options: file.dns.options,
         };
-        let disk = disk_size(&root);
+        let disk = root.ancestors().find(|path| path.exists()).and_then(store::disk_total);
         let size = |value: &Option<Value>| value.as_ref().map_or(Ok(0), |value| disk_space(value, disk));
         let mut spaces = Spaces {
             reserved: size(&oci.reserved_space.or(oci.gckeepstorage))?,
@@ -388,18 +388,15 @@ fn duration(value: &Value) -> anyhow::Result<Duration> {
 }
 
 /// Bytes, a number with a binary unit, or a percentage of the disk in whole GB.
-fn disk_space(value: &Value, disk: u64) -> anyhow::Result<u64> {
+fn disk_space(value: &Value, disk: Option<u64>) -> anyhow::Result<u64> {
     let text = match value {
         Value::Integer(bytes) => return u64::try_from(*bytes).context("sizes cannot be negative"),
         Value::String(text) => text.trim(),
         other => bail!("{other} is not a size"),
     };
     if let Some(percent) = text.strip_suffix('%') {
-        let percent: u64 = percent.parse().with_context(|| format!("{text:?} is not a percentage"))?;
-        return Ok(match disk {
-            0 => 2_000_000_000,
-            disk => ((disk / 100 * percent) / (1 << 30) + 1) * 1_000_000_000,
-        });
+        let percent = percent.parse().with_context(|| format!("{text:?} is not a percentage"))?;
+        return Ok(store::percent_of_disk(percent, disk));
     }
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..end].parse().with_context(|| format!("{text:?} is not a size such as 10GB"))?;
@@ -422,11 +419,6 @@ fn keep_storage(text: &str) -> anyhow::Result<Spaces> {
     });
     let mut next = || sizes.next().unwrap_or(Ok(0));
     Ok(Spaces { reserved: next()?, min_free: next()?, max_used: next()? })
-}
-
-fn disk_size(root: &Path) -> u64 {
-    let existing = root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    rustix::fs::statvfs(existing).map_or(0, |stat| stat.f_blocks * stat.f_frsize)
 }
 
 fn group_id(group: &str) -> anyhow::Result<u32> {
@@ -612,7 +604,7 @@ struct PolicyFile {
 }
 
 impl PolicyFile {
-    fn read(self, disk: u64) -> anyhow::Result<GcPolicy> {
+    fn read(self, disk: Option<u64>) -> anyhow::Result<GcPolicy> {
         let size = |value: &Option<Value>| value.as_ref().map_or(Ok(0), |value| disk_space(value, disk));
         Ok(GcPolicy {
             filters: self.filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?,
@@ -710,6 +702,6 @@ mod tests {
         assert_eq!((config.spaces.reserved, config.spaces.max_used), (3 << 29, 1000));
         assert_eq!(config.policies[0].keep_duration, Some(Duration::from_secs(172_800)));
         assert_eq!(config.policies[0].max_used_space, 512 << 20);
-        assert_eq!(disk_space(&Value::String("10%".into()), 100 << 30).unwrap(), 11_000_000_000);
+        assert_eq!(disk_space(&Value::String("10%".into()), Some(100 << 30)).unwrap(), 11_000_000_000);
     }
 }

@@ -50,7 +50,15 @@ fn ours(level: &str) -> String {
 /// Everything behind the services.
 pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> anyhow::Result<Services> {
     let policies = match config.policies.is_empty() {
-        true => store::default_policies(config.spaces.reserved, config.spaces.max_used, config.spaces.min_free),
+        true => {
+            let given = |space: u64| (space > 0).then_some(space);
+            store::default_policies(
+                given(config.spaces.reserved),
+                given(config.spaces.max_used),
+                given(config.spaces.min_free),
+                existing(&config.root).and_then(store::disk_total),
+            )
+        }
         false => config.policies.clone(),
     };
     let root = config.root.clone();
@@ -67,7 +75,7 @@ pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> a
     let journals = private_folder(&root, "journals")?;
     let logs = private_folder(&root, "container-logs")?;
 
-    let executor = executor(config, launcher, &run_folder)?;
+    let executor = executor(config, launcher);
     let sessions = session::Sessions::new();
     let client = oci::registry::Client::new(oci::registry::Options {
         hosts: config.registries.clone(),
@@ -81,12 +89,13 @@ pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> a
         Arc::new(source::Images::new(store.clone(), client.clone(), providers.clone())),
     ];
     let emulator_folders = emulator_folders();
+    let jobs = Arc::new(Jobs::default());
     let machine = Arc::new(Machine {
         store: store.clone(),
         executor,
         sources: Sources::new(all, providers),
         sessions,
-        jobs: Arc::new(Jobs::default()),
+        jobs: jobs.clone(),
         cache_mounts: CacheMounts::new(store.clone()),
         config: ops::Config {
             network: config.network,
@@ -116,12 +125,17 @@ pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> a
         journals,
         registries: Arc::new(move |group| source::registries(client.clone(), group)),
     };
-    let engine = Engine::new(machine, settings)?;
+    let engine = Engine::new(machine, jobs, settings)?;
     let runner = Runner::new(engine.clone(), logs);
     if config.gc {
         tokio::spawn(collect(Arc::downgrade(&engine)));
     }
     Ok(Services { engine, runner, idle, policies: Arc::new(policies) })
+}
+
+/// The folder itself, or the nearest one above it that exists.
+fn existing(folder: &Path) -> Option<&Path> {
+    folder.ancestors().find(|folder| folder.exists())
 }
 
 /// An empty folder below the state folder that nobody else may enter.
@@ -139,13 +153,16 @@ fn private_folder(root: &Path, name: &str) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-fn executor(config: &Config, launcher: Launcher, run_folder: &Path) -> anyhow::Result<Arc<dyn executor::Executor>> {
-    _ = run_folder;
+fn executor(config: &Config, launcher: Launcher) -> Arc<dyn executor::Executor> {
     match &config.runtime {
-        None => Ok(Arc::new(executor::Native::new(launcher, executor::NativeConfig::default()))),
+        None => Arc::new(executor::Native::new(launcher, executor::NativeConfig::default())),
         Some(binary) => {
-            let runtime = executor::RuncConfig::new(binary.clone(), config.root.join("runtime"));
-            Ok(Arc::new(executor::Runc::new(launcher, runtime)))
+            let runtime = executor::RuncConfig {
+                binary: binary.clone(),
+                state: config.root.join("runtime"),
+                default_cgroup_parent: None,
+            };
+            Arc::new(executor::Runc::new(launcher, runtime))
         }
     }
 }
