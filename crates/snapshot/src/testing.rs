@@ -115,6 +115,52 @@ pub(crate) fn make(root: &Path, entries: &Value) {
     }
 }
 
+/// Makes what lines like those of [`show`] say: `d 0755 1:2 path`, `- 0644 1:2 path "text"`,
+/// `l path -> target`, `h path = target`, `p 0600 1:2 path`, `s …`, `b 0600 1:2 path 8,1`. Every
+/// modification time is the number of the line, in seconds.
+pub(crate) fn build(root: &Path, text: &str) {
+    let mut stamps = Vec::new();
+    for (number, line) in text.lines().map(str::trim).filter(|line| !line.is_empty()).enumerate() {
+        let (kind, rest) = line.split_once(' ').unwrap();
+        let path = match kind {
+            "l" => {
+                let (path, target) = rest.split_once(" -> ").unwrap();
+                symlink(target, root.join(path)).unwrap();
+                path
+            }
+            "h" => {
+                let (path, target) = rest.split_once(" = ").unwrap();
+                fs::hard_link(root.join(target), root.join(path)).unwrap();
+                path
+            }
+            _ => {
+                let mut fields = rest.splitn(4, ' ');
+                let mode = u32::from_str_radix(fields.next().unwrap(), 8).unwrap();
+                let (uid, gid) = fields.next().unwrap().split_once(':').unwrap();
+                let path = fields.next().unwrap();
+                let more = fields.next().unwrap_or("");
+                let place = root.join(path);
+                let raw = place.as_os_str().as_bytes();
+                match kind {
+                    "d" => fs::create_dir(&place).unwrap(),
+                    "-" => fs::write(&place, more.trim_matches('"')).unwrap(),
+                    "p" => sys::make_node(CWD, raw, sys::FIFO, 0o600, (0, 0)).unwrap(),
+                    "s" => sys::make_node(CWD, raw, sys::SOCKET, 0o600, (0, 0)).unwrap(),
+                    "b" => sys::make_node(CWD, raw, sys::BLOCK, 0o600, (8, 1)).unwrap(),
+                    other => panic!("{other}"),
+                }
+                sys::chown(CWD, raw, uid.parse().unwrap(), gid.parse().unwrap()).unwrap();
+                sys::chmod(CWD, raw, mode).unwrap();
+                path
+            }
+        };
+        stamps.push((path.to_owned(), Time { sec: number as i64 + 1, nsec: 5 }));
+    }
+    for (path, time) in stamps.into_iter().rev() {
+        sys::set_times(CWD, root.join(path).as_os_str().as_bytes(), time, time).unwrap();
+    }
+}
+
 /// One line per entry: kind, mode, owner, size or target, path.
 pub(crate) fn show(tree: &Tree) -> String {
     let mut lines = String::new();

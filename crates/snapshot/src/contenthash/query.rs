@@ -10,7 +10,7 @@ use super::{
     index::{Node, parts},
     scan::{Task, TaskKind},
 };
-use crate::{Tree, scoped};
+use crate::{Tree, copy::has_wildcard, scoped};
 
 /// Symlinks followed in one path before it counts as a loop.
 const MOST_LINKS: usize = 255;
@@ -59,7 +59,6 @@ impl Index {
             query,
             path,
             origin: front.to_owned(),
-            start: start.clone(),
             include,
             exclude,
             last_matched: None,
@@ -67,7 +66,7 @@ impl Index {
             listed: Vec::new(),
         };
         if self.knows(tree, &start)? {
-            self.select(tree, &mut selection, start, &front.as_bytes().to_vec())?;
+            self.select(tree, &mut selection, start, front.as_bytes())?;
         }
         self.digest_of_listed(tree, selection)
     }
@@ -192,21 +191,15 @@ impl Index {
         tree: &Tree,
         selection: &mut Selection,
         real: Vec<u8>,
-        shown: &Vec<u8>,
+        shown: &[u8],
     ) -> Result<(), HashError> {
-        if self.folder(&parts(&real)).is_none() {
-            let is_link = matches!(self.find(&parts(&real)), Some(Node::Symlink { .. }));
-            return selection.visit(real, shown, Visit::Entry { is_link });
-        }
-        let mut stack = vec![(real, shown.clone())];
+        let mut stack = vec![(real, shown.to_vec())];
         while let Some((real, shown)) = stack.pop() {
-            let Some(folder) = self.folder(&parts(&real)) else {
+            if self.folder(&parts(&real)).is_none() {
                 let is_link = matches!(self.find(&parts(&real)), Some(Node::Symlink { .. }));
                 selection.visit(real, &shown, Visit::Entry { is_link })?;
                 continue;
-            };
-            // Digest and name of the folder itself come first, and say whether to go on.
-            let _ = folder;
+            }
             selection.visit(real.clone(), &shown, Visit::Content)?;
             selection.visit(real.clone(), &shown, Visit::Header)?;
             if !selection.may_match_below(&shown) {
@@ -230,8 +223,6 @@ struct Selection<'q> {
     path: &'q str,
     /// The part of the path before wildcards, as asked for.
     origin: String,
-    /// The same with symlinks resolved.
-    start: Vec<u8>,
     include: Option<Patterns>,
     exclude: Option<Patterns>,
     last_matched: Option<Vec<u8>>,
@@ -378,19 +369,6 @@ fn split_wildcard(path: &str) -> (&str, &str) {
         start = end + 1;
     }
     (path, "")
-}
-
-/// Whether the text has an unescaped `*`, `?` or `[`.
-pub(crate) fn has_wildcard(text: &str) -> bool {
-    let mut chars = text.chars();
-    while let Some(char) = chars.next() {
-        match char {
-            '\\' => drop(chars.next()),
-            '*' | '?' | '[' => return true,
-            _ => {}
-        }
-    }
-    false
 }
 
 fn patterns(list: &[String], name: &str) -> Result<Option<Patterns>, HashError> {

@@ -1,31 +1,28 @@
 //! The file engine: copy, make, link and remove inside trees, with every path scoped to its root.
 //!
 //! `ops` binds the file op to these functions. They take trees and plain values, follow the LLB
-//! notes §5, and name paths in errors as the client wrote them.
+//! notes §5, and name paths in errors as they are inside the tree. Nothing here follows a link out
+//! of a tree, whoever made it.
 
+mod actions;
+mod engine;
+mod mode;
+mod owner;
+mod places;
+#[cfg(test)]
+mod tests;
 pub(crate) mod transfer;
+mod wildcard;
 
 use std::io;
 
-use crate::{LayerError, Tree};
+use crate::LayerError;
 
-/// Owner given to what is made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Owner {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
-
-/// A user or group, by number or by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Account {
-    /// By number.
-    Id(u32),
-    /// By name, looked up in the tree given along.
-    Name(String),
-}
+pub use actions::{mkdir, mkfile, rm, symlink};
+pub use engine::copy;
+pub use mode::{ModeChange, ParseModeError};
+pub use owner::{Account, Owner, resolve_owner};
+pub(crate) use wildcard::has_wildcard;
 
 /// How to copy; the fields are those of the copy action.
 #[derive(Debug, Clone, Default)]
@@ -62,11 +59,11 @@ pub struct CopyOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system refused something.
-    #[error("{doing} {path}: {cause}")]
+    #[error("{doing} {path}: {}", plain(cause))]
     Io {
         /// What was being done.
         doing: &'static str,
-        /// To what, as the client wrote it.
+        /// To what, inside the tree.
         path: String,
         /// Why not.
         cause: io::Error,
@@ -87,73 +84,19 @@ pub enum FileError {
     },
 }
 
-/// Copies `src` of `source` (none is an empty tree) to `dest` of `target`.
-pub fn copy(
-    source: Option<&Tree>,
-    src: &str,
-    target: &Tree,
-    dest: &str,
-    options: &CopyOptions,
-) -> Result<(), FileError> {
-    let _ = (source, src, target, dest, options);
-    unreachable!("not built yet")
+impl FileError {
+    fn io(doing: &'static str, path: impl Into<String>, cause: impl Into<io::Error>) -> Self {
+        Self::Io { doing, path: path.into(), cause: cause.into() }
+    }
 }
 
-/// Makes a folder; an existing path is left as it is. With `parents` missing ancestors are made too.
-pub fn mkdir(
-    tree: &Tree,
-    path: &str,
-    mode: u32,
-    parents: bool,
-    owner: Option<Owner>,
-    timestamp: Option<i64>,
-) -> Result<(), FileError> {
-    let _ = (tree, path, mode, parents, owner, timestamp);
-    unreachable!("not built yet")
-}
-
-/// Writes a file; an existing one is truncated and keeps its mode.
-pub fn mkfile(
-    tree: &Tree,
-    path: &str,
-    mode: u32,
-    data: &[u8],
-    owner: Option<Owner>,
-    timestamp: Option<i64>,
-) -> Result<(), FileError> {
-    let _ = (tree, path, mode, data, owner, timestamp);
-    unreachable!("not built yet")
-}
-
-/// Makes the symlink `new` with the text `old`.
-pub fn symlink(
-    tree: &Tree,
-    old: &str,
-    new: &str,
-    owner: Option<Owner>,
-    timestamp: Option<i64>,
-) -> Result<(), FileError> {
-    let _ = (tree, old, new, owner, timestamp);
-    unreachable!("not built yet")
-}
-
-/// Removes a file or a whole folder.
-pub fn rm(
-    tree: &Tree,
-    path: &str,
-    allow_not_found: bool,
-    allow_wildcard: bool,
-) -> Result<(), FileError> {
-    let _ = (tree, path, allow_not_found, allow_wildcard);
-    unreachable!("not built yet")
-}
-
-/// Turns a user and a group into numbers. Names are looked up in `/etc/passwd` and `/etc/group` of
-/// the tree given with each; a missing tree, file or name gives 0 (user) or leaves the group as is.
-pub fn resolve_owner(
-    user: Option<(&Account, Option<&Tree>)>,
-    group: Option<(&Account, Option<&Tree>)>,
-) -> Result<Option<Owner>, FileError> {
-    let _ = (user, group);
-    unreachable!("not built yet")
+/// The system's text without its number, as other programs print it.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error ").next().unwrap_or_default();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => String::new(),
+    }
 }
