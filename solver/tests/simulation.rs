@@ -18,7 +18,11 @@
 
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Mutex,
+};
 
 use base::Digest;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
@@ -34,22 +38,54 @@ fn agrees_with_the_naive_evaluator() {
         Some(seed) => seed..seed + 1,
         None => 0..number("RBUILD_SIM_SEEDS").unwrap_or(SEEDS),
     };
+    let met: Mutex<BTreeMap<&str, usize>> = Mutex::default();
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8) as u64;
     std::thread::scope(|scope| {
         for thread in 0..threads {
-            let seeds = seeds.clone();
+            let (seeds, met) = (seeds.clone(), &met);
             scope.spawn(move || {
                 for seed in seeds.filter(|seed| seed % threads == thread) {
-                    if catch_unwind(AssertUnwindSafe(|| simulate(seed))).is_err() {
+                    let Ok(seen) = catch_unwind(AssertUnwindSafe(|| simulate(seed))) else {
                         panic!("failed with RBUILD_SIM_SEED={seed}");
+                    };
+                    let mut met = met.lock().expect("not poisoned");
+                    for (what, count) in seen {
+                        *met.entry(what).or_default() += count;
                     }
                 }
             });
         }
     });
+    let met = met.into_inner().expect("not poisoned");
+    println!("{met:#?}");
+    if seeds.end - seeds.start >= SEEDS {
+        let missing: Vec<_> =
+            CASES.iter().filter(|case| met.get(*case).is_none_or(|count| *count < 20)).collect();
+        assert!(missing.is_empty(), "the worlds hardly ever meet {missing:?}");
+    }
 }
 
-fn simulate(seed: u64) {
+/// What the worlds must run into.
+const CASES: &[&str] = &[
+    "bad luck",
+    "cache map cancelled",
+    "content changed",
+    "digest cancelled",
+    "evicted",
+    "execution cancelled",
+    "follower",
+    "imported hit",
+    "load cancelled",
+    "local hit",
+    "miss",
+    "nested build",
+    "record gone before its load",
+    "second cache map",
+    "skipped",
+    "success after cancellation",
+];
+
+fn simulate(seed: u64) -> BTreeMap<&'static str, usize> {
     let mut rng = StdRng::seed_from_u64(seed);
     // Most worlds are small: they reach odd states sooner and are easier to look at.
     let size =
@@ -109,6 +145,7 @@ fn simulate(seed: u64) {
     world.run();
     world.assert_empty();
     ask_again(&mut world, &edges, &mut rng);
+    world.met
 }
 
 fn end_one(world: &mut World, rng: &mut StdRng, flaky: bool) {
@@ -152,6 +189,7 @@ fn grow(world: &mut World, rng: &mut StdRng, size: usize) -> Vec<Edge> {
     let mut edges: Vec<Edge> = Vec::new();
     let commands = rng.random_range(1..12);
     let failing = rng.random_bool(0.3);
+    let forcing = rng.random_bool(0.5);
     for index in 0..size {
         let root = edges.is_empty() || rng.random_bool(0.15);
         let count = match (root, rng.random_range(0..20)) {
@@ -180,7 +218,7 @@ fn grow(world: &mut World, rng: &mut StdRng, size: usize) -> Vec<Edge> {
             digest: Digest::of(format!("vertex {index}")),
             command,
             inputs,
-            ignore: rng.random_bool(0.05),
+            ignore: forcing && rng.random_bool(0.1),
             fails,
             maps: if root { source(rng) } else { Vec::new() },
             // Sources have one output: private ones are stored without its number.

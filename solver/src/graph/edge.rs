@@ -51,6 +51,8 @@ pub(super) struct EdgeState {
     pub(super) view: Option<ask::View>,
     pub(super) hopeless: bool,
     pub(super) forced: bool,
+    /// Whether it waited for an execution once.
+    pub(super) left: bool,
     /// Whether the index is still to be looked into before any work is in sight.
     pub(super) unindexed: bool,
     /// Entries of this edge in the index.
@@ -188,6 +190,7 @@ impl EdgeState {
             view: None,
             hopeless: false,
             forced: false,
+            left: false,
             unindexed: false,
             indexed: Vec::new(),
         }

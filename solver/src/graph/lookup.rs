@@ -311,7 +311,11 @@ impl Graph {
                     continue;
                 };
                 alternative += 1;
-                if selected.key.id(StoreIndex::MAIN).is_none() {
+                // Also keys whose result was evicted meanwhile: they were forgotten, and a link
+                // from them alone could never be reached.
+                let id = selected.key.id(StoreIndex::MAIN);
+                let known = id.is_some_and(|id| self.keys.contains(id));
+                if !known && !selected.key.is_root() {
                     unknown = Some(selected.key.clone());
                     break;
                 }

@@ -7,7 +7,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{
-    edge::{Candidate, Phase},
+    edge::{Candidate, Fact, Phase},
     vertex::{Content, Execution},
     *,
 };
@@ -294,6 +294,7 @@ impl Graph {
     pub(super) fn leave_execution(&mut self, edge: EdgeIx) {
         self.unregister(edge);
         self.edges[edge].phase = Phase::Searching;
+        self.edges[edge].left = true;
         self.dismiss_followers(edge);
         self.mark_all_dirty(edge);
         self.cancel_unwanted(self.edges[edge].vertex);
@@ -386,6 +387,7 @@ impl Graph {
                 }
                 self.vertices[number].execution = Execution::Done { outputs, at };
                 self.completed(number, false, None);
+                self.rejoin_execution(number);
                 for edge in self.executing_edges(number) {
                     self.take_executed(edge);
                 }
@@ -402,6 +404,21 @@ impl Graph {
             Err(cause) => {
                 self.vertices[number].execution = Execution::None;
                 self.fail_vertex(number, FailureKind::Worker(cause));
+            }
+        }
+    }
+
+    /// Edges that had left a cancelled execution which then succeeded take their result after all,
+    /// wanted or not: it is stored with them.
+    fn rejoin_execution(&mut self, number: VertexIx) {
+        for position in 0..self.vertices[number].edges.len() {
+            let (_, edge) = self.vertices[number].edges[position];
+            let state = &self.edges[edge];
+            let ready = state.maps > 0 && state.total(Fact::Unready) == 0;
+            if ready && state.left && matches!(state.phase, Phase::Searching) {
+                self.drop_asks(edge);
+                self.register(edge);
+                self.edges[edge].phase = Phase::Executing;
             }
         }
     }

@@ -124,6 +124,11 @@ pub struct World {
     pub graph: Graph,
     pub recipes: HashMap<Digest, Recipe>,
     pub naive: HashMap<Edge, Option<Content>>,
+    /// What a vertex is by definition alone; none if the cache is to be ignored somewhere in it.
+    pub strict: HashMap<Digest, Option<Digest>>,
+    /// Results of executions by that.
+    stored_by: HashMap<Digest, Vec<RecordId>>,
+    load_trouble: bool,
     pub tasks: Vec<Pending>,
     pub log: Vec<String>,
     pub progress: Vec<(JobId, Digest, VertexEvent)>,
@@ -132,6 +137,8 @@ pub struct World {
     pub executed: usize,
     pub loads: usize,
     pub digests: usize,
+    /// How often each kind of thing happened, to see that the random worlds meet them all.
+    pub met: BTreeMap<&'static str, usize>,
     pub records: HashMap<RecordId, Content>,
     pub imported: HashMap<RecordId, Content>,
     outputs: HashMap<OutputId, Content>,
@@ -164,6 +171,9 @@ impl World {
             graph: Graph::new(&Options { max_parallelism }, keys),
             recipes: HashMap::new(),
             naive: HashMap::new(),
+            strict: HashMap::new(),
+            stored_by: HashMap::new(),
+            load_trouble: false,
             tasks: Vec::new(),
             log: Vec::new(),
             progress: Vec::new(),
@@ -172,6 +182,7 @@ impl World {
             executed: 0,
             loads: 0,
             digests: 0,
+            met: BTreeMap::new(),
             records,
             imported: HashMap::new(),
             outputs: HashMap::new(),
@@ -207,7 +218,24 @@ impl World {
             let edge = Edge { vertex: recipe.digest, output };
             self.naive.insert(edge, results.as_ref().map(|results| results[output as usize]));
         }
+        self.strict.insert(recipe.digest, self.strictly(&recipe));
         self.recipes.insert(recipe.digest, recipe);
+    }
+
+    fn strictly(&self, recipe: &Recipe) -> Option<Digest> {
+        if recipe.ignore {
+            return None;
+        }
+        let mut text = match recipe.maps.is_empty() {
+            true => recipe.operation().to_string(),
+            false => format!("{:?}", recipe.maps),
+        };
+        for input in &recipe.inputs {
+            let vertex = self.strict[&input.edge.vertex]?;
+            // Whether content counts is no part of the key, but decides when keys are compared.
+            text += &format!(" {vertex}/{} {:?} {}", input.edge.output, input.file, input.content);
+        }
+        Some(Digest::of(text))
     }
 
     pub fn open(&mut self, job: &str) -> JobId {
@@ -298,6 +326,7 @@ impl World {
     /// Removes a record; the solver is told or not.
     pub fn evict(&mut self, record: &RecordId, tell: bool) {
         self.records.remove(record);
+        self.log.push(format!("evict {record} {tell}"));
         if tell {
             self.step(Event::Evicted { records: vec![record.clone()] });
         }
@@ -333,6 +362,10 @@ impl World {
         while let Some(action) = self.actions.pop_front() {
             self.act(action);
         }
+    }
+
+    pub fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_default() += 1;
     }
 
     fn pend(&mut self, task: TaskId, vertex: Digest, kind: Kind) {
@@ -389,6 +422,12 @@ impl World {
                     Kind::Load { .. } => "load",
                 };
                 self.log.push(format!("cancel {what} {}", self.name(vertex)));
+                self.meet(match what {
+                    "key" => "cache map cancelled",
+                    "digest" => "digest cancelled",
+                    "exec" => "execution cancelled",
+                    _ => "load cancelled",
+                });
                 if let Some(nested) = nested
                     && self.requests.remove(&nested).is_some()
                 {
@@ -398,6 +437,20 @@ impl World {
             }
             Action::Answer { request, outcome } => self.answered(request, outcome),
             Action::Progress { job, vertex, event } => {
+                if let VertexEvent::Decided(decision) = &event {
+                    self.log.push(format!("{} of {job}: {decision}", self.name(vertex)));
+                    self.meet(match decision {
+                        Decision::Hit { origin: solver::Origin::Local, .. } => "local hit",
+                        Decision::Hit { .. } => "imported hit",
+                        Decision::Shared { .. } => "follower",
+                        Decision::Miss(solver::Miss::ContentChanged { .. }) => "content changed",
+                        Decision::Miss(solver::Miss::Evicted { .. }) => "evicted",
+                        Decision::Miss(_) => "miss",
+                    });
+                }
+                if event == VertexEvent::Skipped {
+                    self.meet("skipped");
+                }
                 assert!(!self.closed.contains(&job), "closed jobs are told nothing");
                 self.progress.push((job, vertex, event));
             }
@@ -422,6 +475,31 @@ impl World {
         assert!(self.running.insert(vertex), "one execution at a time");
         assert!(!self.finished.contains(&vertex), "no execution after one that succeeded");
         assert_eq!(inputs.len(), recipe.inputs.len());
+        // Each output has a key of its own, so runs for different outputs are different work. And
+        // who shares a forced run offers no keys that lead to results of earlier ones.
+        let forced = self.recipes.values().any(|recipe| recipe.ignore);
+        if let Some(strict) = self.strict[&recipe.digest].filter(|_| recipe.outputs == 1 && !forced)
+        {
+            let same = self.tasks.iter().find(|pending| {
+                let execute = matches!(pending.kind, Kind::Execute { .. }) && !pending.cancelled;
+                let given = self.states[&pending.vertex];
+                let single = self.recipes[&given].outputs == 1;
+                execute && single && self.strict[&given] == Some(strict)
+            });
+            if let Some(same) = same {
+                let cone = self.describe(Edge { vertex: recipe.digest, output: 0 });
+                let log = self.log.join("\n");
+                let same = self.name(same.vertex);
+                panic!("{} runs beside its equal {same}\n{cone}\n{log}", recipe.name);
+            }
+            let mut stored = self.stored_by.get(&strict).into_iter().flatten();
+            let known = stored.find(|record| self.records.contains_key(*record));
+            if let Some(record) = known.filter(|_| !self.load_trouble) {
+                let cone = self.describe(Edge { vertex: recipe.digest, output: 0 });
+                let log = self.log.join("\n");
+                panic!("{} runs although {record} is stored\n{cone}\n{log}", recipe.name);
+            }
+        }
         for input in &inputs {
             assert!(self.outputs.contains_key(input), "inputs are held");
         }
@@ -485,6 +563,7 @@ impl World {
                 match &failure.kind {
                     FailureKind::Worker(cause) if &*cause.text == "bad luck" => {
                         assert!(self.bad_luck);
+                        self.meet("bad luck");
                     }
                     FailureKind::Worker(_) => assert_eq!(naive, None, "failed: {failure}"),
                     FailureKind::Cancelled => {
@@ -537,6 +616,15 @@ impl World {
                 Some(cause("bad luck"))
             }
         };
+        if pending.cancelled && how == How::Well {
+            self.meet("success after cancellation");
+        }
+        if matches!(pending.kind, Kind::CacheMap { step: 1 }) {
+            self.meet("second cache map");
+        }
+        if pending.nested_content.is_some() {
+            self.meet("nested build");
+        }
         let event = match pending.kind {
             Kind::CacheMap { step } => {
                 let outcome = trouble.map_or_else(|| Ok(Self::cache_map(&recipe, step)), Err);
@@ -561,7 +649,14 @@ impl World {
                     (None, None) => Err(cause(&format!("{} failed", recipe.command))),
                     (None, Some(results)) => {
                         self.finished.insert(pending.vertex);
-                        Ok(results.into_iter().map(|content| self.keep(content)).collect())
+                        let kept = results.into_iter().map(|content| self.keep(content));
+                        let kept: Vec<NewOutput> = kept.collect();
+                        // Of several outputs only those asked for are stored.
+                        if let (Some(strict), [only]) = (self.strict[&recipe.digest], &kept[..]) {
+                            let records = self.stored_by.entry(strict).or_default();
+                            records.extend(only.record.clone());
+                        }
+                        Ok(kept)
                     }
                 };
                 self.clock += 1;
@@ -572,13 +667,19 @@ impl World {
                 let local = record.origin == solver::Origin::Local;
                 let known = if local { &self.records } else { &self.imported };
                 let content = known.get(&record.record).copied();
+                if content.is_none() {
+                    self.meet("record gone before its load");
+                }
                 let outcome = match (trouble, content) {
                     (None, Some(content)) if local => {
                         let loaded = self.keep_loaded(content, record.record.clone());
                         Ok(loaded)
                     }
                     (None, Some(content)) => Ok(self.keep(content)),
-                    (Some(_), _) => Err(LoadFailure { gone: false, reason: "trouble".into() }),
+                    (Some(_), _) => {
+                        self.load_trouble |= how == How::Badly;
+                        Err(LoadFailure { gone: false, reason: "trouble".into() })
+                    }
                     (None, None) => Err(LoadFailure { gone: true, reason: "gone".into() }),
                 };
                 Event::Loaded { task, outcome }
