@@ -197,6 +197,13 @@ pub fn remove_tree(folder: &Path) {
     }
 }
 
+/// Whether the kernel killed a process of a group with memory accounting for want of memory.
+pub fn oom_killed(folder: &Path) -> Option<bool> {
+    let count = read_key(folder, "memory.events", "oom_kill")
+        .or_else(|| read_key(folder, "memory.oom_control", "oom_kill"));
+    count.map(|count| count > 0)
+}
+
 fn write(folder: &Path, file: &str, value: &str) -> io::Result<()> {
     let path = folder.join(file);
     // Without truncation and creation, which these files refuse.

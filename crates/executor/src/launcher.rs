@@ -20,8 +20,9 @@ use std::{
 };
 
 use crate::{
+    supervise::Asked,
     sys,
-    wire::{self, Command, Hello},
+    wire::{self, Command, Hello, Plan},
 };
 
 mod guard;
@@ -113,9 +114,22 @@ impl Launcher {
         shared.hello.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// Asks for a process.
-    pub(crate) fn send(&self, command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        sys::send(&self.shared.control, &wire::encode(&command), fds)
+    /// Asks for a process: a command, what it has to do, and what goes to the launcher itself. Gives
+    /// the sockets on which to follow it.
+    pub(crate) fn ask(
+        &self,
+        command: Command,
+        plan: &Plan,
+        fds: &[OwnedFd],
+        extra: &[BorrowedFd<'_>],
+    ) -> io::Result<Asked> {
+        let (reports, their_reports) = sys::socketpair()?;
+        let (progress, their_progress) = sys::socketpair()?;
+        wire::send_plan(&progress, plan, fds)?;
+        let mut all = vec![their_reports.as_fd(), their_progress.as_fd()];
+        all.extend(extra);
+        sys::send(&self.shared.control, &wire::encode(&command), &all)?;
+        Ok(Asked { reports, progress, terminal: None, runtime_terminal: None, started_file: None })
     }
 
     /// Leaves word of a control group, to be removed if the daemon dies.

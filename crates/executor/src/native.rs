@@ -20,7 +20,7 @@ use crate::{
     rootfs::{self, Kind, New, Stubs},
     supervise::{self, Asked},
     sys, user,
-    wire::{self, Command, Confinement, Place, Plan},
+    wire::{Command, Confinement, Place},
 };
 
 pub(crate) mod plan;
@@ -76,10 +76,7 @@ impl Shared {
     }
 
     fn take_name(self: &Arc<Self>, id: &str) -> Result<Name, ExecError> {
-        let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-        if id.is_empty() || id.starts_with('.') || !id.bytes().all(valid) {
-            return Err(ExecError::Invalid(format!("`{id}` is no name for a container")));
-        }
+        check_name(id)?;
         let mut running = self.running();
         if running.contains_key(id) {
             return Err(ExecError::AlreadyRunning(id.to_owned()));
@@ -87,27 +84,15 @@ impl Shared {
         running.insert(id.to_owned(), None);
         Ok(Name { shared: self.clone(), id: id.to_owned() })
     }
+}
 
-    /// Sends a command with a plan; the sockets to follow it.
-    fn ask(
-        &self,
-        command: Command,
-        plan: &Plan,
-        fds: &[OwnedFd],
-        extra: &[BorrowedFd<'_>],
-        terminal: Option<Io>,
-    ) -> Result<Asked, ExecError> {
-        let ask = || -> std::io::Result<Asked> {
-            let (reports, their_reports) = sys::socketpair()?;
-            let (progress, their_progress) = sys::socketpair()?;
-            wire::send_plan(&progress, plan, fds)?;
-            let mut all = vec![their_reports.as_fd(), their_progress.as_fd()];
-            all.extend(extra);
-            self.launcher.send(command, &all)?;
-            Ok(Asked { reports, progress, terminal })
-        };
-        ask().map_err(|error| ExecError::setup("ask the launcher", error))
+/// Names become names of folders.
+pub(crate) fn check_name(id: &str) -> Result<(), ExecError> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    if id.is_empty() || id.starts_with('.') || !id.bytes().all(valid) {
+        return Err(ExecError::Invalid(format!("`{id}` is no name for a container")));
     }
+    Ok(())
 }
 
 /// What is to be undone after a run, and what was asked.
@@ -158,7 +143,8 @@ impl Shared {
         let command = Command::Run { cgroup: into.is_some(), share_pids: spec.no_process_sandbox };
         let extra: Vec<BorrowedFd<'_>> = into.iter().map(|fd| fd.as_fd()).collect();
         let oom_kills = oom_kills();
-        let asked = self.ask(command, &plan, &fds.0, &extra, terminal)?;
+        let mut asked = self.launcher.ask(command, &plan, &fds.0, &extra).map_err(ask)?;
+        asked.terminal = terminal;
         // Replaced by the real one before anybody can see it.
         let pidfd = Arc::new(sys::memfd("none", b"").map_err(setup)?);
         let running = Running { pidfd, root: root.clone(), confinement, emulator, into, join };
@@ -186,6 +172,10 @@ impl Shared {
         StepGroup::create(layout, &request, |folder| self.launcher.announce_group(folder))
             .map_err(|error| ExecError::setup("make control groups", error))
     }
+}
+
+fn ask(error: std::io::Error) -> ExecError {
+    ExecError::setup("ask the launcher", error)
 }
 
 /// Notes the mount points to be removed afterwards.
@@ -235,7 +225,7 @@ fn oom_kills() -> u64 {
     count.unwrap_or(0)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ExecError> + Send + 'static,
 ) -> Result<T, ExecError> {
     match tokio::task::spawn_blocking(work).await {
@@ -310,6 +300,9 @@ impl Shared {
         let plan = plan::plan(program, confinement, joined, place);
         let mut extra: Vec<BorrowedFd<'_>> = into.iter().map(|fd| fd.as_fd()).collect();
         extra.push(pidfd.as_fd());
-        self.ask(Command::Join { cgroup: into.is_some() }, &plan, &fds.0, &extra, terminal)
+        let command = Command::Join { cgroup: into.is_some() };
+        let mut asked = self.launcher.ask(command, &plan, &fds.0, &extra).map_err(ask)?;
+        asked.terminal = terminal;
+        Ok(asked)
     }
 }

@@ -129,6 +129,42 @@ impl Filter {
     }
 }
 
+/// The profile in the form of OCI runtimes; `None` where [`Filter::load`] has none either.
+pub fn oci_profile() -> Option<serde_json::Value> {
+    use serde_json::json;
+    let architectures = match std::env::consts::ARCH {
+        "x86_64" => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
+        "aarch64" => json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]),
+        "riscv64" => json!(["SCMP_ARCH_RISCV64"]),
+        _ => return None,
+    };
+    let allow = |name: &str, value: u32, mask: Option<u32>, op: &str| {
+        let mut argument = json!({ "index": 0, "value": value, "op": op });
+        if let Some(mask) = mask {
+            argument = json!({ "index": 0, "value": mask, "valueTwo": value, "op": op });
+        }
+        json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument] })
+    };
+    let names: Vec<&str> = profile::ALLOWED.split_whitespace().collect();
+    let mut calls = vec![
+        json!({ "names": names, "action": "SCMP_ACT_ALLOW" }),
+        json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
+        allow("clone", 0, Some(CLONE_NAMESPACES), "SCMP_CMP_MASKED_EQ"),
+        allow("socket", REFUSED_FAMILIES[0], None, "SCMP_CMP_LT"),
+        allow("socket", REFUSED_FAMILIES[0] + 1, None, "SCMP_CMP_EQ"),
+        allow("socket", REFUSED_FAMILIES[1], None, "SCMP_CMP_GT"),
+    ];
+    for value in PERSONALITIES {
+        calls.push(allow("personality", value, None, "SCMP_CMP_EQ"));
+    }
+    Some(json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": EPERM,
+        "architectures": architectures,
+        "syscalls": calls,
+    }))
+}
+
 fn op(code: u16, k: u32) -> libc::sock_filter {
     branch(code, k, 0, 0)
 }

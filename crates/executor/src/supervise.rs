@@ -7,7 +7,9 @@
 use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -18,12 +20,20 @@ use crate::{
     wire::{self, Progress, Report},
 };
 
+/// How often to look whether a runtime has started its program.
+const LOOK_AGAIN: Duration = Duration::from_millis(3);
+
 /// The daemon's ends of the sockets of a process that was asked for.
 pub struct Asked {
     pub reports: OwnedFd,
     pub progress: OwnedFd,
     /// What the terminal is connected to; `None` without a terminal.
     pub terminal: Option<Io>,
+    /// A terminal made for a runtime, which passes on what it carries; without it, the process
+    /// hands over its own.
+    pub runtime_terminal: Option<OwnedFd>,
+    /// Appears when a runtime has started the program; without it, the launcher's clone is it.
+    pub started_file: Option<PathBuf>,
 }
 
 /// Kills the process when dropped.
@@ -62,7 +72,8 @@ pub async fn follow(
     let alive = Alive(pidfd.clone());
     spawned(&pidfd);
 
-    let mut terminal = None;
+    let for_runtime = asked.runtime_terminal.is_some();
+    let mut terminal = asked.runtime_terminal;
     let mut failure = None;
     let mut killed = false;
     loop {
@@ -83,18 +94,11 @@ pub async fn follow(
             None => break,
         }
     }
-    let copying = match (&terminal, asked.terminal) {
-        (Some(master), Some(io)) => Some(
-            Copying::start(master, io)
-                .map_err(|error| ExecError::setup("connect the terminal", error))?,
-        ),
-        _ => None,
-    };
-    if let Some(started) = started
-        && failure.is_none()
-        && !killed
-    {
-        _ = started.send(Started { pidfd: pidfd.clone() });
+    let copying = connect(&terminal, asked.terminal)?;
+    let mut started = started.filter(|_| failure.is_none() && !killed);
+    let begun = asked.started_file;
+    if begun.is_none() {
+        tell(&mut started, &pidfd);
     }
 
     let exit = loop {
@@ -110,6 +114,11 @@ pub async fn follow(
                 killed = true;
                 _ = sys::pidfd_signal(&*pidfd, libc::SIGKILL);
             }
+            _ = tokio::time::sleep(LOOK_AGAIN), if started.is_some() => {
+                if begun.as_ref().is_some_and(|file| file.exists()) {
+                    tell(&mut started, &pidfd);
+                }
+            }
             event = receive(&mut events) => match event {
                 None => events = None,
                 Some(Event::Signal(signal)) => _ = sys::pidfd_signal(&*pidfd, signal),
@@ -118,6 +127,10 @@ pub async fn follow(
                         ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0,
                     };
                     _ = rustix::termios::tcsetwinsize(master, size);
+                        if for_runtime {
+                            // It is not its controlling terminal.
+                            _ = sys::pidfd_signal(&*pidfd, libc::SIGWINCH);
+                        }
                 }
             },
         }
@@ -131,6 +144,19 @@ pub async fn follow(
         Some(reason) => Err(reason.into()),
         None => Ok(exit),
     }
+}
+
+fn tell(started: &mut Option<oneshot::Sender<Started>>, pidfd: &Arc<OwnedFd>) {
+    if let Some(started) = started.take() {
+        _ = started.send(Started { pidfd: pidfd.clone() });
+    }
+}
+
+/// Starts to copy, if there is a terminal.
+fn connect(terminal: &Option<OwnedFd>, io: Option<Io>) -> Result<Option<Copying>, ExecError> {
+    let (Some(master), Some(io)) = (terminal, io) else { return Ok(None) };
+    let copying = Copying::start(master, io);
+    copying.map(Some).map_err(|error| ExecError::setup("connect the terminal", error))
 }
 
 async fn receive(events: &mut Option<tokio::sync::mpsc::Receiver<Event>>) -> Option<Event> {

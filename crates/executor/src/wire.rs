@@ -30,8 +30,6 @@ pub enum Command {
         /// A v2 control group follows.
         cgroup: bool,
     },
-    /// A program of the host, in its own mount namespace.
-    Host,
 }
 
 /// First message of the launcher: what it found when it started.
@@ -216,6 +214,8 @@ pub struct Host {
     pub own_network: bool,
     /// Join the mount namespace of this process rather than the host's.
     pub join: Option<Fd>,
+    /// Mounts of the host to be taken away.
+    pub hide: Vec<String>,
 }
 
 /// Encodes a message.

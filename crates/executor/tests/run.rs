@@ -97,10 +97,18 @@ fn open(path: &Path) -> Arc<OwnedFd> {
 }
 
 async fn run_with(spec: Spec, hooks: Hooks) -> (Result<Exit, ExecError>, String) {
+    run_on(native().unwrap(), spec, hooks).await
+}
+
+async fn run_on(
+    executor: &dyn Executor,
+    spec: Spec,
+    hooks: Hooks,
+) -> (Result<Exit, ExecError>, String) {
     let (io, mut stdout, mut stderr) = Io::output().unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (exit, _, _) = tokio::join!(
-        native().unwrap().run(spec, io, hooks),
+        executor.run(spec, io, hooks),
         stdout.read_to_end(&mut out),
         stderr.read_to_end(&mut err)
     );
@@ -567,3 +575,140 @@ container_test!(bad_names_are_refused, tree, {
     let hooks = Hooks { cancel, ..Hooks::default() };
     assert!(matches!(run_with(tree.spec(&["true"]), hooks).await.0, Err(ExecError::Cancelled)));
 });
+
+/// Drivers for the OCI runtimes that are installed.
+fn runtimes() -> Vec<(&'static str, executor::Runc, tempfile::TempDir)> {
+    let mut found = Vec::new();
+    for (name, paths) in [
+        ("runc", ["/usr/bin/runc", "/usr/sbin/runc"]),
+        ("crun", ["/usr/bin/crun", "/usr/sbin/crun"]),
+    ] {
+        let Some(binary) = paths.into_iter().map(PathBuf::from).find(|path| path.exists()) else {
+            eprintln!("skipped: {name} is not installed");
+            continue;
+        };
+        let state = tempfile::tempdir().unwrap();
+        let config = executor::RuncConfig {
+            binary,
+            state: state.path().to_owned(),
+            default_cgroup_parent: None,
+        };
+        let launcher = executor::launcher::spawn().unwrap();
+        found.push((name, executor::Runc::new(launcher, config), state));
+    }
+    found
+}
+
+/// What a container shows of itself, for comparison.
+const INSPECT: &str = "
+    env | sort; id -u; id -g; id -G; pwd; hostname; umask
+    grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status
+    cat /etc/hosts /etc/resolv.conf; ls /sys/class/net
+    mount | grep -v -E ' cgroup | /sys/f|/proc/(acpi|asound|k|scsi|timer|latency|sched)' | grep -E ' /(proc|dev|sys|etc|own|mem|key)' |
+        sed -e 's/^.* on/on/' -e 's/size=[0-9]*k/size/' -e 's/,inode64//' -e 's/,lowerdir.*//' |
+        sed -e '/proc/s/(ro,.*relatime)/(ro)/' | sort
+    ls -1 /dev | grep -v core; ls -l /dev/null | cut -c 1-10; ls -1 /; stat -c '%u:%g %a' /own /key
+    ulimit -n; wc -c < /proc/keys; ls /sys/firmware; cat /own/file /key
+    touch /proc/sys/x; touch /sys/x; touch /key
+    mount -t tmpfs none /mem; unshare -m true; mknod /mem/x b 8 0 && head -c 1 /mem/x
+    exit 17";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_runtimes_agree() {
+    let Some(native) = native() else { return };
+    for (name, runc, _state) in runtimes() {
+        for user in ["", "app"] {
+            let mut texts = Vec::new();
+            for executor in [native as &dyn Executor, &runc] {
+                let tree = Tree::new();
+                let own = tempfile::tempdir().unwrap();
+                fs::write(own.path().join("file"), "content\n").unwrap();
+                let mut spec = tree.shell(INSPECT);
+                spec.process.env.push("A=b".into());
+                spec.process.user = user.into();
+                spec.process.cwd = "/some/where".into();
+                spec.process.rlimits =
+                    vec![executor::Rlimit { name: "nofile".into(), soft: 100, hard: 200 }];
+                spec.hostname = "same".into();
+                spec.network = Network::None;
+                spec.mounts = vec![
+                    Mount::new(
+                        "/own",
+                        MountSource::Tree { tree: open(own.path()), path: String::new() },
+                    ),
+                    Mount::new("/mem", MountSource::Tmpfs { size: Some(1 << 20) }),
+                    Mount::new(
+                        "/key",
+                        MountSource::File {
+                            data: Secret("secret\n".into()),
+                            uid: 1000,
+                            gid: 0,
+                            mode: 0o400,
+                        },
+                    ),
+                ];
+                let (exit, text) = run_on(executor, spec, Hooks::default()).await;
+                let left = fs::read_dir(tree.folder.path()).unwrap().count();
+                texts.push(match exit {
+                    Ok(exit) => format!("{text}exit {}\n{left} left\n", exit.code),
+                    Err(error) => format!("{error}: {text}"),
+                });
+            }
+            assert_eq!(texts[0], texts[1], "{name} differs as user {user:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_runtimes_follow_the_contract() {
+    if native().is_none() {
+        return;
+    }
+    for (name, runc, state) in runtimes() {
+        let tree = Tree::new();
+        let (exit, _) = run_on(&runc, tree.spec(&["missing"]), Hooks::default()).await;
+        assert!(matches!(exit, Err(ExecError::Start { code: 127, .. })), "{name}: {exit:?}");
+        let (exit, _) =
+            run_on(&runc, tree.shell("sh -c 'kill -9 $$'; exit $?"), Hooks::default()).await;
+        assert_eq!(exit.unwrap().code, 137, "{name}");
+        // A second process, then cancelling.
+        let marker = format!("{}", 400_000 + std::process::id());
+        let mut spec = tree.shell(&format!("touch /tmp/up; sleep {marker}"));
+        spec.network = Network::Isolated;
+        let id = spec.id.clone();
+        let (started, is_started) = tokio::sync::oneshot::channel();
+        let hooks = Hooks { started: Some(started), ..Hooks::default() };
+        let cancel = hooks.cancel.clone();
+        let running = tokio::spawn({
+            let runc = runc.clone();
+            async move { run_on(&runc, spec, hooks).await }
+        });
+        is_started.await.unwrap();
+        while !tree.at("tmp/up").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mut process = Process::new(["sh", "-c", "ls /tmp /sys/class/net; id -u; exit 5"]);
+        process.env = vec![PATH.into()];
+        process.user = "app".into();
+        let (io, mut stdout, mut stderr) = Io::output().unwrap();
+        let (mut out, mut err) = (String::new(), String::new());
+        let (exit, _, _) = tokio::join!(
+            runc.exec(&id, process, io, Hooks::default()),
+            stdout.read_to_string(&mut out),
+            stderr.read_to_string(&mut err)
+        );
+        assert_eq!((out.as_str(), err.as_str()), ("/sys/class/net:\nlo\n\n/tmp:\nup\n1000\n", ""));
+        assert_eq!(exit.unwrap().code, 5, "{name}");
+        assert!(processes_with(&marker) > 0);
+        cancel.cancel();
+        assert!(matches!(running.await.unwrap().0, Err(ExecError::Cancelled)));
+        assert_eq!(processes_with(&marker), 0, "{name}");
+        // A terminal. (`crun` can lose what is written just before the end.)
+        let mut spec = tree.shell("test -t 0 && test -t 1 && echo terminal; sleep 0.3");
+        spec.process.terminal = true;
+        let (exit, text) = run_on(&runc, spec, Hooks::default()).await;
+        assert_eq!((exit.unwrap().code, text.as_str()), (0, "terminal\r\n"), "{name}");
+        let left = fs::read_dir(state.path().join("bundles")).unwrap().count();
+        assert_eq!(left, 0, "{name}");
+    }
+}

@@ -191,12 +191,7 @@ impl StepGroup {
 
     /// Whether the kernel killed a process for want of memory; `None` where it was not counted.
     pub fn oom_killed(&self) -> Option<bool> {
-        let count = match (self.find(""), self.find("memory")) {
-            (Some(v2), _) => read_key(v2, "memory.events", "oom_kill"),
-            (None, Some(v1)) => read_key(v1, "memory.oom_control", "oom_kill"),
-            (None, None) => None,
-        };
-        count.map(|count| count > 0)
+        self.find("").or_else(|| self.find("memory")).and_then(super::oom_killed)
     }
 
     /// Puts what the groups counted in place of what is known of the process alone.

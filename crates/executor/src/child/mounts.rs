@@ -316,8 +316,10 @@ pub fn prepare_host(host: &Host, fds: &Fds, ready: &Ready) -> Result<(), Failure
         sys::unshare(libc::CLONE_NEWNS)?;
         let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         sys::mount_setattr(&root, true, 0, 0, libc::MS_PRIVATE)?;
-        if ready.own_pids {
-            attach(new_file_system("proc", &[], 0)?, CWD, "/proc")?;
+        // We are the first of a process namespace.
+        attach(new_file_system("proc", &[], 0)?, CWD, "/proc")?;
+        for path in &host.hide {
+            unmount(path.as_str(), UnmountFlags::DETACH)?;
         }
         Ok(())
     };

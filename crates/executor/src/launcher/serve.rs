@@ -178,8 +178,6 @@ impl Server {
                 }
                 cloned
             }
-            // SAFETY: this process has a single thread.
-            Command::Host => unsafe { sys::clone3(0, None) },
         }
     }
 

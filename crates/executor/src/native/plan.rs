@@ -388,7 +388,8 @@ const RLIMITS: [(&str, u32); 16] = [
     ("RTTIME", libc::RLIMIT_RTTIME),
 ];
 
-fn rlimit(limit: &crate::Rlimit) -> Result<(u32, u64, u64), ExecError> {
+/// A limit by its number, soft and hard.
+pub fn rlimit(limit: &crate::Rlimit) -> Result<(u32, u64, u64), ExecError> {
     let name = limit.name.to_uppercase();
     let number = RLIMITS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
     let number =
