@@ -197,7 +197,7 @@ impl Ref {
             return Ok(found);
         }
         let _permit = makers.permits.acquire().await.expect("the semaphore is never closed");
-        let (descriptor, diff_id) = match plan.known.first().cloned() {
+        let (descriptor, diff_id) = match self.obtainable(&plan).next().cloned() {
             Some(from) => {
                 let from = self.finished(&plan, from, plan.diff_id.unwrap_or(Digest::of("")));
                 let held = self.fetch_blob(&from).await?;
@@ -222,9 +222,17 @@ impl Ref {
     fn fitting(&self, plan: &Plan, options: BlobOptions) -> Option<LayerBlob> {
         let diff_id = plan.diff_id?;
         let right = |blob: &&Descriptor| compression_of(blob) == Some(options.compression);
-        let found = plan.known.iter().find(right);
-        let found = found.or_else(|| plan.known.first().filter(|_| !options.force))?;
+        let found = self.obtainable(plan).find(right);
+        let found = found.or_else(|| self.obtainable(plan).next().filter(|_| !options.force))?;
         Some(self.finished(plan, found.clone(), diff_id))
+    }
+
+    /// Known blobs whose bytes can be had. When the files are here and nobody is known who has the
+    /// blob, it is better made anew.
+    fn obtainable<'a>(&self, plan: &'a Plan) -> impl Iterator<Item = &'a Descriptor> + use<'a> {
+        let content = self.store().content().clone();
+        let anyway = !plan.here || !self.providers().is_empty();
+        plan.known.iter().filter(move |blob| anyway || content.contains(&blob.digest))
     }
 
     fn finished(&self, plan: &Plan, mut descriptor: Descriptor, diff_id: Digest) -> LayerBlob {
