@@ -118,12 +118,8 @@ impl Layout {
 
     /// Every folder of the launcher itself.
     pub fn launcher_folders(&self) -> Vec<PathBuf> {
-        let devices = self.hierarchy("devices").map(|hierarchy| hierarchy.path.as_path());
-        [devices, self.v2.as_deref()]
-            .into_iter()
-            .flatten()
-            .map(|path| path.join(&self.instance))
-            .collect()
+        let paths = self.v1.iter().map(|hierarchy| &hierarchy.path).chain(&self.v2);
+        paths.map(|path| path.join(&self.instance)).collect()
     }
 
     fn restrict_v1(&self) -> io::Result<()> {

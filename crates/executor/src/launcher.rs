@@ -32,10 +32,10 @@ pub(crate) mod serve;
 const ARGUMENT: &str = "rbuild-launcher-of-the-daemon";
 
 /// A running launcher. Clones share it; it ends, and all containers with it, when the last is
-/// dropped.
+/// dropped. Should it end before that, it is started again by the next run.
 #[derive(Debug, Clone)]
 pub struct Launcher {
-    shared: Arc<Shared>,
+    current: Arc<Mutex<Arc<Shared>>>,
 }
 
 #[derive(Debug)]
@@ -52,24 +52,49 @@ struct Shared {
 /// Starts the launcher: the running program again, with a hidden argument. To be called early,
 /// while the daemon is small; [`main_if_requested`] must be the first thing its `main` does.
 pub fn spawn() -> io::Result<Launcher> {
-    let (control, launcher_control) = sys::socketpair()?;
-    let (guard, launcher_guard) = sys::socketpair()?;
-    let process = Process::new("/proc/self/exe")
-        .arg(ARGUMENT)
-        .stdin(Stdio::from(launcher_control))
-        .stdout(Stdio::from(launcher_guard))
-        .env_clear()
-        .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
-        .spawn()?;
-    Ok(Launcher {
-        shared: Arc::new(Shared {
+    Ok(Launcher { current: Arc::new(Mutex::new(Arc::new(Shared::spawn()?))) })
+}
+
+impl Shared {
+    fn spawn() -> io::Result<Self> {
+        let (control, launcher_control) = sys::socketpair()?;
+        let (guard, launcher_guard) = sys::socketpair()?;
+        let process = Process::new("/proc/self/exe")
+            .arg(ARGUMENT)
+            .stdin(Stdio::from(launcher_control))
+            .stdout(Stdio::from(launcher_guard))
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"))
+            .spawn()?;
+        Ok(Self {
             control,
             guard,
             hello: OnceLock::new(),
             greeting: Mutex::new(()),
             process: Mutex::new(process),
-        }),
-    })
+        })
+    }
+
+    fn hello(&self) -> io::Result<&Hello> {
+        let _turn = self.greeting.lock().expect("no panic while the lock is held");
+        if self.hello.get().is_none() {
+            let (_, fds) =
+                sys::receive(&self.control, false)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            // It is too long for a message, so it comes in a file.
+            let file = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+            let mut text = Vec::new();
+            File::from(file).read_to_end(&mut text)?;
+            let hello: Hello = wire::decode(&text)?;
+            if hello.cgroups.devices.is_none() {
+                tracing::warn!(
+                    "use of devices cannot be restricted by control groups; \
+                     containers can neither make nor open device nodes in their trees"
+                );
+            }
+            _ = self.hello.set(hello);
+        }
+        self.hello.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// Becomes the launcher, never to return, when the process was started as one. Call it first in
@@ -97,21 +122,31 @@ macro_rules! launcher_in_tests {
 }
 
 impl Launcher {
-    /// What the launcher found; waits for it to be ready.
-    pub(crate) fn hello(&self) -> io::Result<&Hello> {
-        let shared = &self.shared;
-        let _turn = shared.greeting.lock().expect("no panic while the lock is held");
-        if shared.hello.get().is_none() {
-            let (data, fds) =
-                sys::receive(&shared.control, false)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            // Too long for one message: in a file.
-            let file = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
-            debug_assert_eq!(data, b"hello");
-            let mut text = Vec::new();
-            File::from(file).read_to_end(&mut text)?;
-            _ = shared.hello.set(wire::decode(&text)?);
+    fn current(&self) -> Arc<Shared> {
+        self.current.lock().expect("no panic while the lock is held").clone()
+    }
+
+    /// Starts another launcher in place of one that ended.
+    fn replace(&self, ended: &Arc<Shared>) -> io::Result<Arc<Shared>> {
+        let mut current = self.current.lock().expect("no panic while the lock is held");
+        if Arc::ptr_eq(&current, ended) {
+            tracing::error!("the launcher ended; starting another");
+            *current = Arc::new(Shared::spawn()?);
         }
-        shared.hello.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
+        Ok(current.clone())
+    }
+
+    /// What the launcher found; waits for it to be ready.
+    pub(crate) fn hello(&self) -> io::Result<Hello> {
+        let shared = self.current();
+        let alive = !matches!(
+            shared.process.lock().expect("no panic while the lock is held").try_wait(),
+            Ok(Some(_))
+        );
+        if alive && let Ok(hello) = shared.hello() {
+            return Ok(hello.clone());
+        }
+        self.replace(&shared)?.hello().cloned()
     }
 
     /// Asks for a process: a command, what it has to do, and what goes to the launcher itself. Gives
@@ -128,20 +163,20 @@ impl Launcher {
         wire::send_plan(&progress, plan, fds)?;
         let mut all = vec![their_reports.as_fd(), their_progress.as_fd()];
         all.extend(extra);
-        sys::send(&self.shared.control, &wire::encode(&command), &all)?;
+        sys::send(&self.current().control, &wire::encode(&command), &all)?;
         Ok(Asked { reports, progress, terminal: None, runtime_terminal: None, started_file: None })
     }
 
     /// Leaves word of a control group, to be removed if the daemon dies.
     pub(crate) fn announce_group(&self, folder: &Path) {
         if let Some(text) = folder.to_str().filter(|text| text.len() < sys::MAX_MESSAGE) {
-            _ = sys::send(&self.shared.guard, text.as_bytes(), &[]);
+            _ = sys::send(&self.current().guard, text.as_bytes(), &[]);
         }
     }
 
     /// Process number of the guard.
     pub fn id(&self) -> u32 {
-        self.shared.process.lock().expect("no panic while the lock is held").id()
+        self.current().process.lock().expect("no panic while the lock is held").id()
     }
 }
 

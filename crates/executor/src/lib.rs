@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 pub use tokio_util::sync::CancellationToken;
 
+pub mod emulator;
 pub mod env;
 pub mod launcher;
 pub mod net;

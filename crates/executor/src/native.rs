@@ -121,7 +121,8 @@ impl Native {
 
 impl Shared {
     fn prepare(&self, spec: Spec, io: Io) -> Result<Prepared, ExecError> {
-        let hello = self.launcher.hello().map_err(|_| ExecError::LauncherGone)?;
+        let hello =
+            self.launcher.hello().map_err(|error| ExecError::setup("start the launcher", error))?;
         let layout = &hello.cgroups;
         let root = spec.root.tree.clone();
         let stubs = note_stubs(&spec);

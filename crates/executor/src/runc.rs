@@ -180,7 +180,8 @@ impl Shared {
     }
 
     fn prepare(&self, spec: Arc<Spec>, io: Io) -> Result<(Call, After), ExecError> {
-        let hello = self.launcher.hello().map_err(|_| ExecError::LauncherGone)?;
+        let hello =
+            self.launcher.hello().map_err(|error| ExecError::setup("start the launcher", error))?;
         let layout = &hello.cgroups;
         let stubs = note_stubs(&spec);
         let user = user::find(&spec.root.tree, &spec.process.user)?;

@@ -712,3 +712,110 @@ async fn other_runtimes_follow_the_contract() {
         assert_eq!(left, 0, "{name}");
     }
 }
+
+container_test!(detached_trees, tree, {
+    use rustix::mount::*;
+    // As the snapshot drivers make them: a clone of a folder, and an overlay.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let clone = open_tree(rustix::fs::CWD, tree.folder.path(), flags).unwrap();
+    let upper = tempfile::tempdir().unwrap();
+    for name in ["upper", "work"] {
+        fs::create_dir(upper.path().join(name)).unwrap();
+    }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    fsconfig_set_string(&context, "lowerdir", tree.folder.path()).unwrap();
+    fsconfig_set_string(&context, "upperdir", upper.path().join("upper")).unwrap();
+    fsconfig_set_string(&context, "workdir", upper.path().join("work")).unwrap();
+    fsconfig_create(&context).unwrap();
+    let overlay =
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+    fs::write(tree.at("tmp/below"), "below\n").unwrap();
+    for (number, detached) in [Arc::new(clone), Arc::new(overlay)].into_iter().enumerate() {
+        // Twice, as root and as a mount at once.
+        for round in 0..2 {
+            let mut spec = tree.shell("cat /tmp/below /part/below; echo $0 > /tmp/written");
+            spec.root.tree = detached.clone();
+            let source = MountSource::Tree { tree: detached.clone(), path: "tmp".into() };
+            spec.mounts = vec![Mount::new("/part", source).readonly()];
+            let (exit, text) = run_with(spec, Hooks::default()).await;
+            assert_eq!(text, "below\nbelow\n", "tree {number} round {round}: {exit:?}");
+        }
+        let written = rustix::fs::openat(
+            &*detached,
+            "tmp/written",
+            rustix::fs::OFlags::RDONLY,
+            rustix::fs::Mode::empty(),
+        );
+        assert!(written.is_ok(), "tree {number} is usable afterwards");
+    }
+    assert!(upper.path().join("upper/tmp/written").exists());
+    assert!(!upper.path().join("upper/part").exists(), "mount points leave nothing behind");
+});
+
+/// Not a test: the daemon that the next one kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by `nothing_outlives_a_killed_daemon`"]
+async fn victim() {
+    let Ok(marker) = std::env::var("RBUILD_TEST_MARKER") else { return };
+    let tree = Tree::new();
+    let mut spec = tree.shell(&format!("sleep {marker} & sleep {marker}"));
+    spec.id = marker;
+    spec.resources.memory = 64 << 20;
+    spec.cgroup_parent = "rbuild-test".into();
+    run_with(spec, Hooks::default()).await.0.unwrap();
+}
+
+#[test]
+fn nothing_outlives_a_killed_daemon() {
+    if native().is_none() {
+        return;
+    }
+    let marker = format!("{}", 500_000 + std::process::id());
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "victim", "--ignored", "--nocapture"])
+        .env("RBUILD_TEST_MARKER", &marker)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let groups = || {
+        let all = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let found = |path: &Path| path.join("rbuild-test/buildkit").join(&marker).exists();
+        all.filter(|entry| found(&entry.path())).count()
+            + usize::from(found(Path::new("/sys/fs/cgroup")))
+    };
+    wait("the container starts", &|| processes_with(&marker) >= 2 && groups() > 0);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    wait("processes are gone", &|| processes_with(&marker) == 0);
+    wait("control groups are gone", &|| groups() == 0);
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&marker));
+}
+
+container_test!(a_killed_launcher_is_replaced, tree, {
+    let launcher = executor::launcher::spawn().unwrap();
+    let native = Native::new(launcher.clone(), NativeConfig::default());
+    let (started, is_started) = tokio::sync::oneshot::channel();
+    let hooks = Hooks { started: Some(started), ..Hooks::default() };
+    let spec = tree.spec(&["sleep", "100"]);
+    let (io, _out, _err) = Io::output().unwrap();
+    let running = tokio::spawn({
+        let native = native.clone();
+        async move { native.run(spec, io, hooks).await }
+    });
+    is_started.await.unwrap();
+    let id = rustix::process::Pid::from_raw(launcher.id() as i32).unwrap();
+    rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
+    let exit = running.await.unwrap();
+    assert!(matches!(exit, Err(ExecError::LauncherGone)), "{exit:?}");
+    let (exit, text) = run_on(&native, tree.spec(&["echo", "again"]), Hooks::default()).await;
+    assert_eq!((exit.unwrap().code, text.as_str()), (0, "again\n"));
+});
