@@ -106,7 +106,7 @@ struct Node {
 #[derive(Debug, Clone)]
 enum Op {
     Source(Source),
-    Exec(Box<Exec>),
+    Exec(Box<exec::Placed>),
     File { root: Option<Output>, actions: Vec<FileAction> },
     Merge(Vec<Output>),
     Diff { lower: Option<Output>, upper: Option<Output> },
@@ -142,10 +142,9 @@ impl Graph {
     }
 
     /// Adds a process.
-    pub fn exec(&mut self, mut exec: Exec, meta: Meta) -> ExecOutputs {
-        let node = self.nodes.len() as u32;
-        let outputs = exec.place(node);
-        self.push(Op::Exec(Box::new(exec)), meta);
+    pub fn exec(&mut self, exec: Exec, meta: Meta) -> ExecOutputs {
+        let (placed, outputs) = exec.place(self.nodes.len() as u32);
+        self.push(Op::Exec(Box::new(placed)), meta);
         outputs
     }
 

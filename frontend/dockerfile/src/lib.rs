@@ -1,9 +1,27 @@
-//! The Dockerfile frontend.
+//! The Dockerfile frontend: the language of Dockerfiles, and its lowering to LLB.
+//!
+//! [`Dockerfile`] is the frontend a daemon runs. The layers below can be used alone: [`parser`]
+//! splits a file into instructions as written, [`instructions`] makes them typed, [`lower`] turns
+//! them into a graph and an image config, [`lint`] collects remarks on the way. Questions (image
+//! configs, files of contexts) go through a [`frontend_api::Bridge`]; everything else is pure.
 
+pub mod context;
 pub mod error;
+mod frontend;
+pub mod git;
+pub mod image;
 pub mod instructions;
 pub mod lint;
+pub mod lower;
+pub mod options;
 pub mod parser;
+pub mod reference;
+pub mod report;
+pub mod requests;
+mod sbom;
 pub mod shell;
 mod suggest;
 pub mod text;
+mod url;
+
+pub use frontend::Dockerfile;

@@ -45,6 +45,12 @@ pub struct Exec {
     pub ssh: Vec<Ssh>,
     /// Devices by CDI name.
     pub devices: Vec<pb::CdiDevice>,
+}
+
+/// A process in a graph, its mounts sorted.
+#[derive(Debug, Clone)]
+pub(super) struct Placed {
+    exec: Exec,
     /// Positions in the sorted order: 0 is the root, `n` is `mounts[n - 1]`.
     order: Vec<usize>,
 }
@@ -143,16 +149,15 @@ impl Exec {
     }
 
     /// Sorts the mounts and numbers the outputs.
-    pub(super) fn place(&mut self, node: u32) -> ExecOutputs {
+    pub(super) fn place(self, node: u32) -> (Placed, ExecOutputs) {
         let mut order: Vec<usize> = (0..=self.mounts.len()).collect();
         order.sort_by(|a, b| self.target(*a).as_bytes().cmp(self.target(*b).as_bytes()));
-        self.order = order;
         let mut outputs = ExecOutputs {
             root: self.root.unwrap_or(Output { node, index: 0 }),
             mounts: vec![None; self.mounts.len()],
         };
         let mut index = 0;
-        for &position in &self.order {
+        for &position in &order {
             if self.keeps(position) {
                 let output = Output { node, index };
                 match position {
@@ -162,7 +167,7 @@ impl Exec {
                 index += 1;
             }
         }
-        outputs
+        (Placed { exec: self, order }, outputs)
     }
 
     fn target(&self, position: usize) -> &str {
@@ -180,105 +185,6 @@ impl Exec {
                 let mount = &self.mounts[position - 1];
                 !mount.no_output && !mount.readonly && mount.kind == MountKind::Bind
             }
-        }
-    }
-
-    /// Inputs in mount order.
-    pub(super) fn inputs(&self) -> Vec<Output> {
-        self.order.iter().filter_map(|position| self.source(*position)).collect()
-    }
-
-    /// The message; `input` numbers an output among the op's inputs.
-    pub(super) fn to_pb(
-        &self,
-        default_path: bool,
-        mut input: impl FnMut(Output) -> i64,
-    ) -> pb::ExecOp {
-        let mut index = 0;
-        let mut mounts = Vec::with_capacity(self.order.len() + self.secrets.len() + self.ssh.len());
-        for &position in &self.order {
-            let output = if self.keeps(position) {
-                index += 1;
-                index - 1
-            } else {
-                -1
-            };
-            let mut mount = pb::Mount {
-                input: self.source(position).map_or(-1, &mut input),
-                dest: self.target(position).to_owned(),
-                output,
-                readonly: if position == 0 {
-                    self.readonly_root
-                } else {
-                    self.mounts[position - 1].readonly
-                },
-                ..Default::default()
-            };
-            if position > 0 {
-                let from = &self.mounts[position - 1];
-                mount.selector = from.selector.clone();
-                match &from.kind {
-                    MountKind::Bind => {}
-                    MountKind::Cache { id, sharing } => {
-                        mount.set_mount_type(pb::MountType::Cache);
-                        mount.cache_opt =
-                            Some(pb::CacheOpt { id: id.clone(), sharing: *sharing as i32 });
-                    }
-                    MountKind::Tmpfs { size } => {
-                        mount.set_mount_type(pb::MountType::Tmpfs);
-                        mount.tmpfs_opt = Some(pb::TmpfsOpt { size: *size });
-                    }
-                }
-            }
-            mounts.push(mount);
-        }
-        let mut secretenv = Vec::new();
-        for secret in &self.secrets {
-            if let Some(name) = &secret.env {
-                secretenv.push(pb::SecretEnv {
-                    id: secret.id.clone(),
-                    name: name.clone(),
-                    optional: secret.optional,
-                });
-            }
-            if let Some(target) = &secret.target {
-                mounts.push(pb::Mount {
-                    input: -1,
-                    dest: target.clone(),
-                    mount_type: pb::MountType::Secret as i32,
-                    secret_opt: Some(pb::SecretOpt {
-                        id: secret.id.clone(),
-                        uid: secret.uid,
-                        gid: secret.gid,
-                        mode: secret.mode,
-                        optional: secret.optional,
-                    }),
-                    ..Default::default()
-                });
-            }
-        }
-        for (number, ssh) in self.ssh.iter().enumerate() {
-            mounts.push(pb::Mount {
-                input: -1,
-                dest: ssh.target(number),
-                mount_type: pb::MountType::Ssh as i32,
-                ssh_opt: Some(pb::SshOpt {
-                    id: ssh.id.clone(),
-                    uid: ssh.uid,
-                    gid: ssh.gid,
-                    mode: ssh.mode,
-                    optional: ssh.optional,
-                }),
-                ..Default::default()
-            });
-        }
-        pb::ExecOp {
-            meta: Some(self.meta(default_path)),
-            mounts,
-            network: self.network as i32,
-            security: self.security as i32,
-            secretenv,
-            cdi_devices: self.devices.clone(),
         }
     }
 
@@ -352,6 +258,113 @@ impl Ssh {
             format!("/run/buildkit/ssh_agent.{number}")
         } else {
             self.target.clone()
+        }
+    }
+}
+
+impl Placed {
+    /// What runs.
+    pub(super) fn exec(&self) -> &Exec {
+        &self.exec
+    }
+
+    /// Inputs in mount order.
+    pub(super) fn inputs(&self) -> Vec<Output> {
+        self.order.iter().filter_map(|position| self.exec.source(*position)).collect()
+    }
+
+    /// The message; `input` numbers an output among the op's inputs.
+    pub(super) fn to_pb(
+        &self,
+        default_path: bool,
+        mut input: impl FnMut(Output) -> i64,
+    ) -> pb::ExecOp {
+        let mut index = 0;
+        let mut mounts =
+            Vec::with_capacity(self.order.len() + self.exec.secrets.len() + self.exec.ssh.len());
+        for &position in &self.order {
+            let output = if self.exec.keeps(position) {
+                index += 1;
+                index - 1
+            } else {
+                -1
+            };
+            let mut mount = pb::Mount {
+                input: self.exec.source(position).map_or(-1, &mut input),
+                dest: self.exec.target(position).to_owned(),
+                output,
+                readonly: if position == 0 {
+                    self.exec.readonly_root
+                } else {
+                    self.exec.mounts[position - 1].readonly
+                },
+                ..Default::default()
+            };
+            if position > 0 {
+                let from = &self.exec.mounts[position - 1];
+                mount.selector = from.selector.clone();
+                match &from.kind {
+                    MountKind::Bind => {}
+                    MountKind::Cache { id, sharing } => {
+                        mount.set_mount_type(pb::MountType::Cache);
+                        mount.cache_opt =
+                            Some(pb::CacheOpt { id: id.clone(), sharing: *sharing as i32 });
+                    }
+                    MountKind::Tmpfs { size } => {
+                        mount.set_mount_type(pb::MountType::Tmpfs);
+                        mount.tmpfs_opt = Some(pb::TmpfsOpt { size: *size });
+                    }
+                }
+            }
+            mounts.push(mount);
+        }
+        let mut secretenv = Vec::new();
+        for secret in &self.exec.secrets {
+            if let Some(name) = &secret.env {
+                secretenv.push(pb::SecretEnv {
+                    id: secret.id.clone(),
+                    name: name.clone(),
+                    optional: secret.optional,
+                });
+            }
+            if let Some(target) = &secret.target {
+                mounts.push(pb::Mount {
+                    input: -1,
+                    dest: target.clone(),
+                    mount_type: pb::MountType::Secret as i32,
+                    secret_opt: Some(pb::SecretOpt {
+                        id: secret.id.clone(),
+                        uid: secret.uid,
+                        gid: secret.gid,
+                        mode: secret.mode,
+                        optional: secret.optional,
+                    }),
+                    ..Default::default()
+                });
+            }
+        }
+        for (number, ssh) in self.exec.ssh.iter().enumerate() {
+            mounts.push(pb::Mount {
+                input: -1,
+                dest: ssh.target(number),
+                mount_type: pb::MountType::Ssh as i32,
+                ssh_opt: Some(pb::SshOpt {
+                    id: ssh.id.clone(),
+                    uid: ssh.uid,
+                    gid: ssh.gid,
+                    mode: ssh.mode,
+                    optional: ssh.optional,
+                }),
+                ..Default::default()
+            });
+        }
+        pb::ExecOp {
+            meta: Some(self.exec.meta(default_path)),
+            mounts,
+            network: self.exec.network as i32,
+            security: self.exec.security as i32,
+            secretenv,
+            cdi_devices: self.exec.devices.clone(),
         }
     }
 }

@@ -9,7 +9,7 @@ use base::{Digest, Platform};
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{Graph, Node, Op, Output, exec::Exec, file};
+use super::{Graph, Node, Op, Output, exec::Placed, file};
 use crate::{encode, pb};
 
 /// What holds for the whole definition.
@@ -180,10 +180,11 @@ impl Writer<'_> {
 
     fn exec(
         &self,
-        exec: &Exec,
+        placed: &Placed,
         node: &Node,
         inputs: &mut Vec<pb::Input>,
     ) -> Result<(pb::op::Op, Vec<&'static str>), MarshalError> {
+        let exec = placed.exec();
         if exec.args.is_empty() {
             return Err(MarshalError::NoArguments);
         }
@@ -202,7 +203,7 @@ impl Writer<'_> {
         if node.meta.linux_resources.is_some() {
             caps.push("exec.meta.linux.resources");
         }
-        let op = exec.to_pb(default_path, |output| self.input(inputs, output));
+        let op = placed.to_pb(default_path, |output| self.input(inputs, output));
         Ok((pb::op::Op::Exec(op), caps))
     }
 
