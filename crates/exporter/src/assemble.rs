@@ -113,10 +113,14 @@ pub(crate) fn platforms(
                 Some(body) => ImageConfig::parse(IMAGE_CONFIG, body)?.platform(),
                 None => native.clone(),
             };
-            let platform = if platform.os.is_empty() && platform.architecture.is_empty() {
-                native.clone()
-            } else {
-                platform
+            let platform = match (platform.os.is_empty(), platform.architecture.is_empty()) {
+                (false, false) => platform,
+                // The config itself is refused later, in words of its own.
+                (true, true) => native.clone(),
+                _ => {
+                    let reason = "os and architecture must be specified together";
+                    return Err(ExportError::result("invalid image config", reason));
+                }
             };
             vec![Entry { id: platform.normalize().format_all(), platform }]
         }

@@ -106,10 +106,10 @@ async fn image_is_named_in_the_store() {
     assert_eq!(
         names,
         [
-            format!("docker.io/library/myapp:latest"),
+            "docker.io/library/myapp:latest".to_owned(),
             format!("docker.io/library/myapp:latest@{digest}"),
             format!("none.io/d@{digest}"),
-            format!("other.io/x:2"),
+            "other.io/x:2".to_owned(),
             format!("other.io/x:2@{digest}"),
         ]
     );
@@ -280,8 +280,10 @@ async fn bad_requests_are_refused_before_the_build() {
         .assert_eq(&check(&[("annotation-index.k", "v")], &[]).await);
     expect!["invalid annotation: no platform linux/s390x found in source"]
         .assert_eq(&check(&[("annotation[linux/s390x].k", "v")], &[]).await);
-    expect!["image config for export: missing os"]
+    expect!["invalid image config: os and architecture must be specified together"]
         .assert_eq(&check(&[], &[("containerimage.config", "{\"architecture\":\"x\"}")]).await);
+    expect!["image config for export: missing os"]
+        .assert_eq(&check(&[], &[("containerimage.config", "{}")]).await);
     expect!["refs.platforms: invalid empty platforms index for exporter"]
         .assert_eq(&check(&[], &[("refs.platforms", "{}")]).await);
 }
