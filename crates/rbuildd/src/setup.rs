@@ -84,9 +84,10 @@ pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> a
     });
     let providers = Arc::new(Providers::default());
     let all: Vec<Arc<dyn Source>> = vec![
-        Arc::new(source::Local::new(store.clone())),
-        Arc::new(source::Http::new(store.clone())),
+        Arc::new(source::LocalSource::new(store.clone())),
+        Arc::new(source::HttpSource::new(store.clone())?),
         Arc::new(source::Images::new(store.clone(), client.clone(), providers.clone())),
+        Arc::new(source::Layouts::new(store.clone(), providers.clone())),
     ];
     let emulator_folders = emulator_folders();
     let jobs = Arc::new(Jobs::default());
@@ -123,7 +124,7 @@ pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> a
         history: config.history,
         dockerfile: config.dockerfile,
         journals,
-        registries: Arc::new(move |group| source::registries(client.clone(), group)),
+        registries: Arc::new(move |group| registries(client.clone(), group)),
     };
     let engine = Engine::new(machine, jobs, settings)?;
     let runner = Runner::new(engine.clone(), logs);
@@ -165,6 +166,12 @@ fn executor(config: &Config, launcher: Launcher) -> Arc<dyn executor::Executor> 
             Arc::new(executor::Runc::new(launcher, runtime))
         }
     }
+}
+
+/// Registries reached with the credentials of a build's sessions.
+fn registries(client: oci::registry::Client, group: session::Group) -> exporter::Registries {
+    let credentials = Arc::new(source::SessionCredentials::new(group));
+    Arc::new(move |insecure| Arc::new(client.session(credentials.clone(), insecure)))
 }
 
 fn labels(config: &Config, snapshotter: &str) -> BTreeMap<String, String> {
