@@ -56,14 +56,19 @@ impl Mode {
     }
 }
 
+/// Gives the registries as the sessions of a build may use them.
+pub type Registries = Arc<dyn Fn(&Group) -> Arc<dyn Registry> + Send + Sync>;
+
 /// Images by name.
+#[derive(Clone)]
 pub struct Images {
     store: Arc<Store>,
-    registries: Client,
+    registries: Registries,
     providers: Arc<Providers>,
 }
 
 /// Images in folders of the client.
+#[derive(Clone)]
 pub struct Layouts {
     store: Arc<Store>,
     providers: Arc<Providers>,
@@ -71,7 +76,20 @@ pub struct Layouts {
 
 impl Images {
     /// Images of these registries and of the store. What is resolved is added to `providers`.
-    pub fn new(store: Arc<Store>, registries: Client, providers: Arc<Providers>) -> Self {
+    pub fn new(store: Arc<Store>, client: Client, providers: Arc<Providers>) -> Self {
+        let registries = Arc::new(move |group: &Group| {
+            let credentials = Arc::new(SessionCredentials::new(group.clone()));
+            Arc::new(client.session(credentials, false)) as Arc<dyn Registry>
+        });
+        Self::with_registries(store, registries, providers)
+    }
+
+    /// As [`Images::new`], with registries of any kind.
+    pub fn with_registries(
+        store: Arc<Store>,
+        registries: Registries,
+        providers: Arc<Providers>,
+    ) -> Self {
         Self { store, registries, providers }
     }
 
@@ -114,8 +132,8 @@ impl Images {
         platform: &Platform,
     ) -> Result<Arc<Resolved>, SourceError> {
         let remote: Arc<dyn Provider> = Arc::new(ImageProvider {
-            registry: self.registry(&request.group),
-            blobs: RepositoryProvider::new(self.registry(&request.group), reference.clone()),
+            registry: (self.registries)(&request.group),
+            blobs: RepositoryProvider::new((self.registries)(&request.group), reference.clone()),
             repository: reference.clone(),
         });
         let provider: Arc<dyn Provider> = match root.origin {
@@ -161,7 +179,7 @@ impl Images {
         if let Some(descriptor) = self.known(reference) {
             return Ok(Root { descriptor, origin: Origin::Registry });
         }
-        let registry = self.registry(&request.group);
+        let registry = (self.registries)(&request.group);
         let asking = registry.resolve(reference);
         let Some(local) = local else {
             let descriptor = asking.await?;
@@ -206,10 +224,6 @@ impl Images {
         let size = self.store.content().size(&digest)?;
         here.then(|| Descriptor::new(info.media_type, digest, size))
     }
-
-    fn registry(&self, group: &Group) -> Arc<dyn Registry> {
-        Arc::new(self.registries.session(Arc::new(SessionCredentials::new(group.clone())), false))
-    }
 }
 
 #[async_trait]
@@ -236,22 +250,13 @@ impl Source for Images {
             })?),
         };
         let wanted = Wanted { limit: limit(&request, "image.layerlimit")?, checksum, kind };
-        let this = Self {
-            store: self.store.clone(),
-            registries: self.registries.clone(),
-            providers: self.providers.clone(),
-        };
-        let store = self.store.clone();
+        let this = self.clone();
         Ok(Box::new(ImageInstance {
-            store,
+            store: self.store.clone(),
             wanted,
             resolve: Box::new(move |progress| {
                 let request = SourceRequest { progress, ..request.clone() };
-                let this = Self {
-                    store: this.store.clone(),
-                    registries: this.registries.clone(),
-                    providers: this.providers.clone(),
-                };
+                let this = this.clone();
                 Box::pin(async move { this.image(&request, mode).await })
             }),
             resolved: None,
@@ -359,14 +364,13 @@ impl Source for Layouts {
         layout_reference(&request)?;
         let limit = limit(&request, "oci.layerlimit")?;
         let wanted = Wanted { limit, checksum: None, kind: RecordKind::Regular };
-        let (store, providers) = (self.store.clone(), self.providers.clone());
-        let instance_store = store.clone();
+        let this = self.clone();
         Ok(Box::new(ImageInstance {
-            store: instance_store,
+            store: self.store.clone(),
             wanted,
             resolve: Box::new(move |progress| {
                 let request = SourceRequest { progress, ..request.clone() };
-                let this = Self { store: store.clone(), providers: providers.clone() };
+                let this = this.clone();
                 Box::pin(async move { this.image(&request).await })
             }),
             resolved: None,
