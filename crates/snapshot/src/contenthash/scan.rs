@@ -276,10 +276,10 @@ fn stat_of(meta: &sys::Meta, at: At) -> SysResult<Stat> {
         ..Stat::default()
     };
     for key in sys::list_xattrs(at)? {
-        if is_hashed(&key) {
-            if let Some(value) = sys::get_xattr(at, &key)? {
-                stat.xattrs.insert(key, value);
-            }
+        if is_hashed(&key)
+            && let Some(value) = sys::get_xattr(at, &key)?
+        {
+            stat.xattrs.insert(key, value);
         }
     }
     Ok(stat)

@@ -173,7 +173,7 @@ fn changes_are_noticed() {
     let tree = Tree::of_folder(nothing.path(), false).unwrap();
     let folder = Stat { mode: sys::DIR | 0o755, ..Stat::default() };
     let file = Stat { mode: sys::FILE | 0o644, size: 1, ..Stat::default() };
-    let mut put = {
+    let put = {
         move |index: &mut Index, path: &str, stat: &Stat, content: &str| {
             let mut hasher = stat.hasher();
             hasher.update(content);
@@ -280,5 +280,5 @@ fn hashing_speed() {
     });
     let pattern = ["**/f1*".to_owned()];
     let query = Query { path: "/", include: &pattern, ..Query::default() };
-    timed("filtered", &mut || drop(index.checksum_filtered(&tree, &query).unwrap()));
+    timed("filtered", &mut || _ = index.checksum_filtered(&tree, &query).unwrap());
 }

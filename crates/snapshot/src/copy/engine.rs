@@ -328,8 +328,7 @@ fn find_source(root: BorrowedFd<'_>, src: &[u8], follow: bool) -> Result<Source,
         error => missing(error),
     })?;
     let (parent, name) = real.split();
-    let folder =
-        places::open_folder(root.as_fd(), parent).map_err(|error| missing(error.into()))?;
+    let folder = places::open_folder(root.as_fd(), parent).map_err(&missing)?;
     let name = if name.is_empty() { b".".to_vec() } else { name.to_vec() };
     let meta = sys::stat_at(&folder, &name).map_err(missing)?;
     Ok(Source { folder, name, meta, path: real.path })

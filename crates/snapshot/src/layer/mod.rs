@@ -8,6 +8,8 @@
 pub(crate) mod changes;
 pub mod compression;
 mod delta;
+#[cfg(test)]
+mod hostile;
 pub(crate) mod settle;
 pub(crate) mod tar_read;
 mod tar_write;

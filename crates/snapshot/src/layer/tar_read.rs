@@ -349,14 +349,15 @@ impl<'a> TarReader<'a> {
                 numbers.push(number);
             }
             // The map fills whole blocks.
-            while (entry.size - self.data_left) % BLOCK as u64 != 0 && self.data_left > 0 {
+            while !(entry.size - self.data_left).is_multiple_of(BLOCK as u64) && self.data_left > 0
+            {
                 self.read(&mut [0])?;
             }
             entry.size = extended.sparse_size.unwrap_or(entry.size);
         } else {
             entry.size = extended.sparse_size.unwrap_or(entry.size);
         }
-        if numbers.len() > 2 * MOST_PIECES || numbers.len() % 2 != 0 {
+        if numbers.len() > 2 * MOST_PIECES || !numbers.len().is_multiple_of(2) {
             return Err(self.source.malformed("a sparse file with a broken map"));
         }
         Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())

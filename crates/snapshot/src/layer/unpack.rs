@@ -194,10 +194,10 @@ impl Unpacker<'_> {
 
     /// Opens the folder `path` below the root; missing ones are made.
     fn folder(&mut self, path: &[u8]) -> SysResult<OwnedFd> {
-        if let Some((known, fd)) = self.at.take() {
-            if known == path {
-                return Ok(fd);
-            }
+        if let Some((known, fd)) = self.at.take()
+            && known == path
+        {
+            return Ok(fd);
         }
         match scoped::open_folder(self.root.as_fd(), path) {
             Err(Errno::NOENT) => self.make_folders(path),
@@ -219,8 +219,7 @@ impl Unpacker<'_> {
                 && matches!(self.options.whiteouts, Whiteouts::Overlay(_));
             if meta.is_none() || whiteout {
                 self.fresh_folder(at.as_fd(), part, whiteout)?;
-                let owner = self.options.owner.unwrap_or_default();
-                sys::chown(&at, part, owner.uid, owner.gid)?;
+                sys::chown(&at, part, 0, 0)?;
                 sys::chmod(&at, part, IMPLIED_MODE)?;
                 self.implied.push(done.clone());
                 self.note(&done);
@@ -257,6 +256,10 @@ impl Unpacker<'_> {
     fn root_entry(&mut self, entry: &Entry) -> Result<(), LayerError> {
         if entry.kind != b'5' {
             return Err(refused(entry, "the root can only be a folder"));
+        }
+        if matches!(self.options.whiteouts, Whiteouts::Keep) {
+            // The folder a plain tar goes to belongs to somebody else.
+            return Ok(());
         }
         self.root_described = true;
         let root = self.root.try_clone().map_err(|error| refused(entry, error.to_string()))?;
