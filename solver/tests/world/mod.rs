@@ -130,7 +130,10 @@ pub struct World {
     stored_by: HashMap<Digest, Vec<RecordId>>,
     load_trouble: bool,
     pub tasks: Vec<Pending>,
+    /// The work done.
     pub log: Vec<String>,
+    /// That and more, for a reader of a failure.
+    trace: Vec<String>,
     pub progress: Vec<(JobId, Digest, VertexEvent)>,
     pub answers: BTreeMap<RequestId, Result<Content, String>>,
     pub decisions: HashMap<RequestId, Decision>,
@@ -176,6 +179,7 @@ impl World {
             load_trouble: false,
             tasks: Vec::new(),
             log: Vec::new(),
+            trace: Vec::new(),
             progress: Vec::new(),
             answers: BTreeMap::new(),
             decisions: HashMap::new(),
@@ -326,7 +330,7 @@ impl World {
     /// Removes a record; the solver is told or not.
     pub fn evict(&mut self, record: &RecordId, tell: bool) {
         self.records.remove(record);
-        self.log.push(format!("evict {record} {tell}"));
+        self.trace.push(format!("evict {record} {tell}"));
         if tell {
             self.step(Event::Evicted { records: vec![record.clone()] });
         }
@@ -364,6 +368,11 @@ impl World {
         }
     }
 
+    fn work(&mut self, what: String) {
+        self.trace.push(what.clone());
+        self.log.push(what);
+    }
+
     pub fn meet(&mut self, what: &'static str) {
         *self.met.entry(what).or_default() += 1;
     }
@@ -399,14 +408,14 @@ impl World {
             }
             Action::AskContent { task, vertex, input, output } => {
                 self.digests += 1;
-                self.log.push(format!("digest {} input {input}", self.name(vertex)));
+                self.work(format!("digest {} input {input}", self.name(vertex)));
                 assert!(self.outputs.contains_key(&output), "digested outputs are held");
                 self.pend(task, vertex, Kind::Content { input, output });
             }
             Action::Execute { task, vertex, inputs } => self.execute(task, vertex, inputs),
             Action::Load { task, vertex, record } => {
                 self.loads += 1;
-                self.log.push(format!("load {} from {}", self.name(vertex), record.record));
+                self.work(format!("load {} from {}", self.name(vertex), record.record));
                 self.pend(task, vertex, Kind::Load { record });
             }
             Action::Cancel { task } => {
@@ -421,7 +430,7 @@ impl World {
                     Kind::Execute { .. } => "exec",
                     Kind::Load { .. } => "load",
                 };
-                self.log.push(format!("cancel {what} {}", self.name(vertex)));
+                self.work(format!("cancel {what} {}", self.name(vertex)));
                 self.meet(match what {
                     "key" => "cache map cancelled",
                     "digest" => "digest cancelled",
@@ -438,7 +447,7 @@ impl World {
             Action::Answer { request, outcome } => self.answered(request, outcome),
             Action::Progress { job, vertex, event } => {
                 if let VertexEvent::Decided(decision) = &event {
-                    self.log.push(format!("{} of {job}: {decision}", self.name(vertex)));
+                    self.trace.push(format!("{} of {job}: {decision}", self.name(vertex)));
                     self.meet(match decision {
                         Decision::Hit { origin: solver::Origin::Local, .. } => "local hit",
                         Decision::Hit { .. } => "imported hit",
@@ -471,7 +480,7 @@ impl World {
     fn execute(&mut self, task: TaskId, vertex: Digest, inputs: Vec<OutputId>) {
         let recipe = self.recipe(vertex);
         self.executed += 1;
-        self.log.push(format!("exec {}", recipe.name));
+        self.work(format!("exec {}", recipe.name));
         assert!(self.running.insert(vertex), "one execution at a time");
         assert!(!self.finished.contains(&vertex), "no execution after one that succeeded");
         assert_eq!(inputs.len(), recipe.inputs.len());
@@ -488,7 +497,7 @@ impl World {
             });
             if let Some(same) = same {
                 let cone = self.describe(Edge { vertex: recipe.digest, output: 0 });
-                let log = self.log.join("\n");
+                let log = self.trace.join("\n");
                 let same = self.name(same.vertex);
                 panic!("{} runs beside its equal {same}\n{cone}\n{log}", recipe.name);
             }
@@ -496,7 +505,7 @@ impl World {
             let known = stored.find(|record| self.records.contains_key(*record));
             if let Some(record) = known.filter(|_| !self.load_trouble) {
                 let cone = self.describe(Edge { vertex: recipe.digest, output: 0 });
-                let log = self.log.join("\n");
+                let log = self.trace.join("\n");
                 panic!("{} runs although {record} is stored\n{cone}\n{log}", recipe.name);
             }
         }
@@ -552,7 +561,7 @@ impl World {
                         "{} is {content:?}, evaluated {naive:?}\n{}\n{}",
                         self.name(asked.edge.vertex),
                         self.describe(asked.edge),
-                        self.log.join("\n")
+                        self.trace.join("\n")
                     );
                 }
                 self.decisions.insert(request, answer.decision);
@@ -651,8 +660,11 @@ impl World {
                         self.finished.insert(pending.vertex);
                         let kept = results.into_iter().map(|content| self.keep(content));
                         let kept: Vec<NewOutput> = kept.collect();
-                        // Of several outputs only those asked for are stored.
-                        if let (Some(strict), [only]) = (self.strict[&recipe.digest], &kept[..]) {
+                        // Of several outputs only those asked for are stored, and what a
+                        // cancelled run gave only if nobody else does the same by now.
+                        if let (Some(strict), [only], false) =
+                            (self.strict[&recipe.digest], &kept[..], pending.cancelled)
+                        {
                             let records = self.stored_by.entry(strict).or_default();
                             records.extend(only.record.clone());
                         }
