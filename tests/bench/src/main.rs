@@ -1,1 +1,110 @@
-fn main() {}
+//! Measures build daemons over the wire: the same workloads against one address, or two in turn.
+//!
+//! Everything a workload needs is made here from scratch and a static busybox, so nothing is
+//! pulled and both daemons do the same work. Rounds alternate between the daemons, medians are
+//! printed, and the table is Markdown.
+
+mod fixture;
+mod memory;
+mod start;
+mod table;
+mod workloads;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser;
+use client::{Address, Client, ConnectOptions};
+
+use table::Table;
+use workloads::{Scale, Workload};
+
+/// Measure one daemon, or two against each other
+#[derive(Parser)]
+#[command(max_term_width = 100)]
+struct Cli {
+    /// Daemon to measure
+    #[arg(long, value_name = "ADDRESS")]
+    addr: Option<Address>,
+    /// Daemon to compare with
+    #[arg(long, value_name = "ADDRESS", requires = "addr")]
+    against: Option<Address>,
+    /// Names for the table's columns
+    #[arg(long, value_delimiter = ',', default_value = "A,B")]
+    names: Vec<String>,
+    /// Command lines for `start`, one a daemon; {addr} and {root} are replaced
+    #[arg(long, value_name = "COMMAND")]
+    daemon: Vec<String>,
+    /// Process ids for `memory`, if the sockets do not tell them
+    #[arg(long, value_delimiter = ',')]
+    pid: Vec<i32>,
+    /// Measurements of each workload and daemon
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Files of `ctx`
+    #[arg(long, default_value_t = 20_000)]
+    files: usize,
+    /// Size of `big-oci`
+    #[arg(long, default_value_t = 512)]
+    mib: usize,
+    /// Static busybox
+    #[arg(long, default_value = "/bin/busybox")]
+    busybox: PathBuf,
+    /// Workloads to run, in order [default: all]
+    #[arg(value_enum)]
+    workloads: Vec<Workload>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let all = || <Workload as clap::ValueEnum>::value_variants().to_vec();
+    let chosen = if cli.workloads.is_empty() { all() } else { cli.workloads.clone() };
+    let mut daemons = Vec::new();
+    for address in cli.addr.iter().chain(&cli.against) {
+        let client = Client::connect(&ConnectOptions::new(address.clone())).await?;
+        daemons.push(client);
+    }
+    let scale = Scale { files: cli.files, mib: cli.mib, busybox: cli.busybox.clone() };
+    let mut table =
+        Table::new(&cli.names[..daemons.len().max(cli.daemon.len()).min(cli.names.len())]);
+    for workload in chosen {
+        match workload {
+            Workload::Start => {
+                for (index, command) in cli.daemon.iter().enumerate() {
+                    for _ in 0..cli.rounds {
+                        let took = start::measure(command).await?;
+                        table.time("start: first ListWorkers", index, took);
+                    }
+                }
+            }
+            Workload::Memory => {
+                for (index, client) in daemons.iter().enumerate() {
+                    let pid = match cli.pid.get(index) {
+                        Some(pid) => *pid,
+                        None => memory::daemon_of(client.address())?,
+                    };
+                    table.bytes("memory: resident now", index, memory::resident(pid)?);
+                }
+            }
+            _ => {
+                for round in 0..cli.rounds {
+                    for (index, client) in daemons.iter().enumerate() {
+                        eprintln!("{workload:?} round {} {}", round + 1, cli.names[index]);
+                        let times =
+                            workloads::run(workload, client, &scale).await.with_context(|| {
+                                format!("{workload:?} against {}", client.address())
+                            })?;
+                        for (label, took) in times {
+                            table.time(label, index, took);
+                        }
+                        // Let clean-up of this round not disturb the next one.
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                    }
+                }
+            }
+        }
+    }
+    print!("{}", table.markdown());
+    Ok(())
+}

@@ -146,7 +146,7 @@ fn worker_json(worker: &WorkerRecord) -> Value {
     let policies = worker.gc_policy.iter().map(|rule| {
         json!({
             "all": rule.all,
-            "filter": rule.filters,
+            "filter": if rule.filters.is_empty() { Value::Null } else { json!(rule.filters) },
             "keepDuration": rule.keep_duration,
             "reservedSpace": rule.reserved_space,
             "maxUsedSpace": rule.max_used_space,
@@ -164,6 +164,7 @@ fn worker_json(worker: &WorkerRecord) -> Value {
             "revision": version.revision,
             "dockerfileVersion": version.dockerfile_version,
         },
+        "cdiDevices": null,
     })
 }
 
@@ -193,7 +194,10 @@ impl InfoArgs {
                 }}))
             ),
             None => {
-                println!("BuildKit: {} {} {}", version.package, version.version, version.revision);
+                println!(
+                    "BuildKit:   {} {} {}",
+                    version.package, version.version, version.revision
+                );
                 if !version.dockerfile_version.is_empty() {
                     println!("Dockerfile: {}", version.dockerfile_version);
                 }
@@ -326,7 +330,7 @@ impl DumpLlbArgs {
         } else {
             for (digest, op) in &ops {
                 let metadata = definition.metadata.get(digest);
-                println!("{}", super::super::commands::debug::op_json(op, digest, metadata));
+                println!("{}", op_json(op, digest, metadata));
             }
         }
         Ok(())

@@ -37,7 +37,7 @@ impl DuArgs {
         let answer = control.disk_usage(request).await;
         let mut records =
             answer.map_err(ClientError::rpc("failed to get disk usage"))?.into_inner().record;
-        records.sort_by(|a, b| (b.size, &b.id).cmp(&(a.size, &a.id)));
+        records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         if let Some(format) = format {
             println!("{}", format.apply(&records.iter().map(record_json).collect()));
             return Ok(ExitCode::SUCCESS);

@@ -1,0 +1,36 @@
+//! A daemon's resident memory, children included.
+
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context as _, bail};
+use client::Address;
+
+/// The process that listens on a Unix socket.
+pub fn daemon_of(address: &Address) -> anyhow::Result<i32> {
+    let Address::Unix(path) = address else {
+        bail!("memory of {address}: give its --pid");
+    };
+    let stream = UnixStream::connect(path)?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    Ok(peer.pid.as_raw_nonzero().get())
+}
+
+/// Resident bytes of `pid` and everything below it.
+pub fn resident(pid: i32) -> anyhow::Result<u64> {
+    let mut total = own(pid)?;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let children = std::fs::read_to_string(entry.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            // A child may have ended meanwhile.
+            total += child.parse().ok().and_then(|child| resident(child).ok()).unwrap_or(0);
+        }
+    }
+    Ok(total)
+}
+
+fn own(pid: i32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("process {pid} has no resident memory"))? << 10)
+}
