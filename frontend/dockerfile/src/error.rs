@@ -38,6 +38,8 @@ pub struct Error {
     pub kind: Kind,
     /// Values the message mentions.
     pub params: Vec<String>,
+    /// Further values that only people need.
+    pub notes: Vec<String>,
     /// The word that was probably meant.
     pub suggestion: Option<String>,
     /// Lines it is about; every layer that knows lines may add some.
@@ -57,6 +59,7 @@ impl Error {
         Self {
             kind,
             params: params.into_iter().map(Into::into).collect(),
+            notes: Vec::new(),
             suggestion: None,
             locations: Vec::new(),
             context: Vec::new(),
@@ -67,6 +70,11 @@ impl Error {
     /// An error without parameters.
     pub fn plain(kind: Kind) -> Self {
         Self::new(kind, [""; 0])
+    }
+
+    /// An error without parameters whose message mentions `note`.
+    pub fn noted(kind: Kind, note: impl Into<String>) -> Self {
+        Self { notes: vec![note.into()], ..Self::plain(kind) }
     }
 
     /// What the bridge answered.
@@ -115,7 +123,7 @@ impl fmt::Display for Error {
         }
         match &self.cause {
             Some(cause) => write!(f, "{cause}")?,
-            None => self.kind.write(&self.params, f)?,
+            None => self.kind.write(&[self.params.as_slice(), &self.notes].concat(), f)?,
         }
         if let Some(word) = &self.suggestion {
             write!(f, " (did you mean {word}?)")?;

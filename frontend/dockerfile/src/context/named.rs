@@ -206,7 +206,7 @@ impl Client {
 
     async fn load_oci_layout(&self, context: &NamedContext, written: &str) -> Result<Loaded> {
         let full_name = &context.full_name;
-        let bad = || Error::new(Kind::OciLayoutRef, [text::quote(written)]);
+        let bad = || Error::noted(Kind::OciLayoutRef, text::quote(written));
         let layout = Plain::parse(written).map_err(|_| bad())?;
         let digest = layout.digest.as_deref().ok_or_else(bad)?;
         // The store is told apart by name; the reference only has to be readable.

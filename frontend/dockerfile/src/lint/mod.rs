@@ -37,7 +37,7 @@ impl Config {
         }
         for part in input.splitn(3, ';') {
             let Some((key, value)) = part.split_once('=') else {
-                return Err(Error::new(Kind::CheckOption, [text::quote(part)]));
+                return Err(Error::noted(Kind::CheckOption, text::quote(part)));
             };
             let value = value.trim();
             let rules = || value.split(',').map(|rule| rule.trim().to_owned()).collect();
@@ -47,10 +47,10 @@ impl Config {
                 "experimental" if value == "all" => config.experimental_all = true,
                 "experimental" => config.experimental = rules(),
                 "error" => {
-                    let bad = || Error::new(Kind::CheckOption, [text::quote(part)]);
+                    let bad = || Error::noted(Kind::CheckOption, text::quote(part));
                     config.error = text::parse_bool(value).ok_or_else(bad)?;
                 }
-                other => return Err(Error::new(Kind::CheckOption, [text::quote(other)])),
+                other => return Err(Error::noted(Kind::CheckOption, text::quote(other))),
             }
         }
         Ok(config)

@@ -29,7 +29,7 @@ pub fn without_drive(path: &str, os: &str, keep_slash: bool) -> Result<String> {
     if os != "windows" {
         return Ok(path.to_owned());
     }
-    let fail = || Err(Error::new(Kind::DriveLetter, [text::quote(path)]));
+    let fail = || Err(Error::noted(Kind::DriveLetter, text::quote(path)));
     let slashed = path.replace('\\', "/");
     if (slashed.len() == 2 && slashed.ends_with(':')) || slashed.starts_with("//") {
         return fail();

@@ -69,7 +69,7 @@ pub fn parse(source: &[u8]) -> Result<File> {
             for word in heredoc::words(&line.text) {
                 let content = reader.heredoc(&word).ok_or_else(|| {
                     let lines = Lines { last: reader.line(), ..line.lines };
-                    Error::new(Kind::UnterminatedHeredoc, [&word.name]).at(lines)
+                    Error::noted(Kind::UnterminatedHeredoc, &word.name).at(lines)
                 })?;
                 node.heredocs.push(Heredoc::new(word, content));
                 node.lines.last = reader.line();

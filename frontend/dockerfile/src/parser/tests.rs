@@ -93,7 +93,7 @@ fn heredocs_are_raw() {
         "RUN <<A cat <<-'B'\n# x \\\nA\n\tb\n\tB\nRUN c",
         "1-5 RUN [\"<<A cat <<-'B'\"] <<A \"# x \\\\\\n\" <<B \"b\\n\"\n6-6 RUN [\"c\"]",
     );
-    check("COPY <<A /a\nb", r#"unterminated-heredoc ["A"] [Lines { first: 1, last: 2 }]"#);
+    check("COPY <<A /a\nb", r#"unterminated-heredoc [] [Lines { first: 1, last: 2 }]"#);
 }
 
 #[test]
