@@ -6,15 +6,21 @@
 //! was fetched, only of what it is.
 
 mod api;
+mod attrs;
 mod credentials;
 mod error;
+mod http;
+mod http_text;
 mod image;
+mod local;
 mod progress;
 mod providers;
 
 pub use api::{GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source, SourceRequest, Sources};
 pub use credentials::SessionCredentials;
 pub use error::SourceError;
-pub use image::{Images, Layouts};
+pub use http::HttpSource;
+pub use image::{Images, Layouts, Registries};
+pub use local::LocalSource;
 pub use progress::{Progress, Status, layer_progress};
 pub use providers::Providers;
