@@ -112,7 +112,15 @@ impl RemoteContent {
         };
         let lost = futures_util::stream::once(ended)
             .map(move |()| Err(SessionError::Ended { id: session.id().to_owned() }));
-        let data = messages.map(|message| Ok(message?.data)).map(Some);
+        let reader = self.session.clone();
+        let data = messages.map(move |message| match message {
+            Ok(message) => Some(Ok(message.data)),
+            // A broken tunnel shows up as some transport error; the reason is the session.
+            Err(_) if reader.is_ended() => {
+                Some(Err(SessionError::Ended { id: reader.id().to_owned() }))
+            }
+            Err(status) => Some(Err(status.into())),
+        });
         let data = data.chain(futures_util::stream::once(async { None }));
         // Whichever comes first: the blob's end, or the session's.
         let both = futures_util::stream::select(data, lost.map(Some));

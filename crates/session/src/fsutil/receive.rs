@@ -94,6 +94,9 @@ pub struct ReceiveOptions {
     pub progress: Option<Progress>,
     /// Is told of every change.
     pub changes: Option<Arc<dyn ChangeSink>>,
+    /// Tell of entries that stay as they are, too, for a sink that knows nothing of them; their
+    /// content is read from the destination.
+    pub tell_unchanged: bool,
 }
 
 /// What a transfer did.

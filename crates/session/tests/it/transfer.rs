@@ -270,6 +270,15 @@ async fn changes_are_told_with_digests() {
     };
     assert_eq!(run().await, "link l a, put a, put dir, put dir/b, put s");
     assert_eq!(run().await, "");
+    log.0.lock().unwrap().clear();
+    let options = ReceiveOptions {
+        changes: Some(log.clone()),
+        tell_unchanged: true,
+        ..ReceiveOptions::default()
+    };
+    let kept = sync(&pair, SyncRequest { options, ..SyncRequest::default() }, to.path()).await;
+    assert_eq!(kept.changed, 0);
+    assert_eq!(log.0.lock().unwrap().join(", "), "put a, put dir, put dir/b, put s, link l a");
     fs::remove_dir_all(from.path().join("dir")).unwrap();
     fs::remove_file(from.path().join("s")).unwrap();
     fs::create_dir(from.path().join("s")).unwrap();

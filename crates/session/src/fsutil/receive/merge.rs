@@ -15,7 +15,7 @@ use std::{
 use base::gomode;
 use bytes::Bytes;
 use rustix::{
-    fs::{AtFlags, Mode},
+    fs::{AtFlags, Mode, OFlags},
     io::Errno,
 };
 use tokio::sync::mpsc;
@@ -38,6 +38,7 @@ pub(crate) struct Merged {
     /// Entries changed so far.
     pub(crate) changed: u64,
     links: Vec<Stat>,
+    kept_links: Vec<Stat>,
     folders: Vec<Finish>,
 }
 
@@ -179,7 +180,7 @@ impl Merge<'_> {
             && same(old, &stat)
             && !(is_hard_link(&stat) && self.renewed.contains(&stat.linkname))
         {
-            return Ok(());
+            return self.keep(&name, &stat);
         }
         self.frame().touched = true;
         self.out.changed += 1;
@@ -237,6 +238,8 @@ impl Merge<'_> {
         let time = old.is_none_or(|old| old.mod_time != stat.mod_time);
         if differs {
             self.out.changed += 1;
+        }
+        if differs || self.shared.options.tell_unchanged {
             self.shared.tell_put(&stat, self.shared.hasher(&stat));
         }
         self.enter(format!("{path}/"), folder, Some(stat), is_new, differs, time)
@@ -254,6 +257,29 @@ impl Merge<'_> {
         };
         make().map_err(TransferError::os(format!("create {}", stat.path)))?;
         self.shared.tell_put(stat, self.shared.hasher(stat));
+        Ok(())
+    }
+
+    /// An entry that is equal already.
+    fn keep(&mut self, name: &CStr, stat: &Stat) -> Result<(), TransferError> {
+        if !self.shared.options.tell_unchanged {
+            return Ok(());
+        }
+        if is_hard_link(stat) {
+            // After those links whose target is told only when its content is written.
+            self.out.kept_links.push(stat.clone());
+            return Ok(());
+        }
+        let Some(mut hasher) = self.shared.hasher(stat) else { return Ok(()) };
+        if gomode::is_regular(stat.mode) {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let doing = || format!("read {}", stat.path);
+            let file = rustix::fs::openat(&self.frame().folder, name, flags, Mode::empty())
+                .map_err(TransferError::os(doing()))?;
+            std::io::copy(&mut std::fs::File::from(file), &mut hasher)
+                .map_err(TransferError::io(doing()))?;
+        }
+        self.shared.tell_put(stat, Some(hasher));
         Ok(())
     }
 
@@ -333,6 +359,9 @@ impl Merged {
             link(folder, stat, target_folder).map_err(|errno| TransferError::os(doing())(errno))?;
             shared.tell(Change::Link { stat });
         }
+        for stat in &self.kept_links {
+            shared.tell(Change::Link { stat });
+        }
         let mut changed = 0;
         if let Some(listing) = listing {
             changed += u64::from(store_listing(root, listing)?);
@@ -374,8 +403,6 @@ fn link(folder: BorrowedFd<'_>, stat: &Stat, target_folder: BorrowedFd<'_>) -> R
 /// Stores the listing beside the tree; false if it is there already.
 fn store_listing(root: BorrowedFd<'_>, listing: &[u8]) -> Result<bool, TransferError> {
     use std::{fs::File, io::Read as _, io::Write as _};
-
-    use rustix::fs::OFlags;
 
     let name = c".fsutil-metadata";
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
