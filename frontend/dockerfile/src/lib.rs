@@ -15,6 +15,7 @@ pub mod lint;
 pub mod lower;
 pub mod options;
 pub mod parser;
+pub mod protojson;
 pub mod reference;
 pub mod report;
 pub mod requests;

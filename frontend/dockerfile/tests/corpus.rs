@@ -344,6 +344,16 @@ fn check_llb(
     let wanted = read_json(&name("config", "json")).expect("a case that builds has a config");
     score.check(id, "config", &canonical(&config), &canonical(&wanted));
     let details = read_json(&name("llb", "json")).expect("a case that builds has a graph");
+    if let Some(wanted) = details["ops"].as_array() {
+        for (bytes, wanted) in definition.def.iter().zip(wanted) {
+            let op: pb::Op = prost::Message::decode(bytes.clone()).unwrap();
+            let (got, wanted) =
+                (canonical(&dockerfile::protojson::op(&op)), canonical(&wanted["op"]));
+            if got != wanted {
+                score.check(id, "llb", &got, &wanted);
+            }
+        }
+    }
     let epoch = converted.epoch.map(|epoch| epoch.seconds());
     let got = json!({"epoch": epoch, "base_image": converted.base_image.is_some()});
     let base_image = details["base_image"] == true;

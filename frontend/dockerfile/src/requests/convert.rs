@@ -31,7 +31,8 @@ pub(super) async fn answer(client: &Client, source: &DockerfileSource) -> Result
         .iter()
         .map(|(digest, metadata)| (digest, show_metadata(metadata)))
         .collect();
-    let source = definition.source.as_ref().map_or_else(|| Value::Object(Map::new()), protojson::source);
+    let source =
+        definition.source.as_ref().map_or_else(|| Value::Object(Map::new()), protojson::source);
     let document = object!({ "def": ops, "metadata": metadata, "source": source });
     Ok(documents("0.1.0", vec![("result.json", json(&document))]))
 }

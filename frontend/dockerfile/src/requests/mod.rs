@@ -5,6 +5,7 @@
 //!
 //! Source: Dockerfile notes §16.4; gateway notes §7.
 
+mod convert;
 mod lint;
 mod outline;
 mod table;
@@ -33,6 +34,7 @@ pub async fn answer(
         "frontend.subrequests.describe" => Ok(describe()),
         "frontend.outline" => outline::answer(client, source).await,
         "frontend.targets" => targets::answer(source),
+        "frontend.convertllb" => convert::answer(client, source).await,
         "frontend.lint" => lint::answer(client, source).await,
         _ => Err(Error::new(Kind::UnsupportedRequest, [id])),
     }
