@@ -50,6 +50,7 @@ pub(crate) struct TarReader<'a> {
     data_left: u64,
     padding: u64,
     entries: u64,
+    extended_headers: u64,
     total: u64,
 }
 
@@ -108,7 +109,7 @@ impl Source<'_> {
 impl<'a> TarReader<'a> {
     pub fn new(inner: &'a mut dyn Read, limits: &'a Limits) -> Self {
         let source = Source { inner, hasher: Hasher::new(), offset: 0 };
-        Self { source, limits, data_left: 0, padding: 0, entries: 0, total: 0 }
+        Self { source, limits, data_left: 0, padding: 0, entries: 0, extended_headers: 0, total: 0 }
     }
 
     /// The next entry; what was not read of the one before is skipped.
@@ -196,16 +197,17 @@ impl<'a> TarReader<'a> {
         self.source.exact(&mut data)?;
         self.padding = padding(size);
         self.skip()?;
-        self.count("extended header")?;
+        self.count_extended()?;
         Ok(data)
     }
 
-    fn count(&mut self, name: &str) -> Result<(), LayerError> {
-        self.entries += 1;
-        // Extended headers count too, or an endless run of them would never meet a limit.
-        if self.entries > self.limits.entries.saturating_mul(3) {
+    fn count_extended(&mut self) -> Result<(), LayerError> {
+        self.extended_headers += 1;
+        // They count by themselves, or an endless run of them would never meet a limit.
+        if self.extended_headers > self.limits.entries.saturating_mul(2) {
+            let entry = format!("extended header at offset {}", self.source.offset);
             let limit = format!("at most {} entries", self.limits.entries);
-            return Err(LayerError::Limit { entry: name.to_owned(), limit });
+            return Err(LayerError::Limit { entry, limit });
         }
         Ok(())
     }
