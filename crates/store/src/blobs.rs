@@ -161,7 +161,9 @@ impl Ref {
         let missing = || StoreError::NoLayerBlob(layer.clone());
         let owner = state.owner_below(layer, self.id());
         let owner = owner.or_else(|| state.owner(layer).cloned()).ok_or_else(missing)?;
+        let (owner, layer) = state.original(&owner).unwrap_or_else(|| (owner, layer.clone()));
         let record = state.records.get(&owner).ok_or_else(missing)?;
+        let layer = &layer;
         let known = &state.layers.get(layer).ok_or_else(missing)?.row;
         let mut blobs: Vec<Descriptor> = record.row.blob.iter().cloned().collect();
         for blob in &known.blobs {
@@ -280,6 +282,19 @@ impl Ref {
 }
 
 impl State {
+    /// Of a layer made to stand in for another one in merges: the original and its record, whose
+    /// blob is the same.
+    fn original(&self, id: &RecordId) -> Option<(RecordId, LayerId)> {
+        let row = &self.records.get(id)?.row;
+        let [lower, upper] = &row.parents[..] else { return None };
+        let upper_row = self.row(upper)?;
+        let direct = row.shape == Shape::Diff
+            && row.own.is_some()
+            && upper_row.shape == Shape::Layer
+            && upper_row.parents.first() == Some(lower);
+        if direct { Some((self.keeper(upper)?, upper_row.own.clone()?)) } else { None }
+    }
+
     fn tar_of(&self, owner: &RecordId) -> Tar {
         let layers =
             |id: &RecordId| self.row(id).map(|row| distinct(&row.layers)).unwrap_or_default();

@@ -1,8 +1,11 @@
 //! Records made of others: merges and diffs, mostly without writing a file.
 //!
 //! Since a record is a list of layers, a merge is the concatenation of lists and the diff of a
-//! chain is its own layers. Only a diff of trees that were not built on each other has to be
-//! computed and becomes a layer of its own.
+//! chain is its own layers. A layer has to be computed only where that would be wrong: for the
+//! diff of trees that were not built on each other, and for a layer with *opaque* folders (they
+//! hide whatever lies below, which is right over the tree it was made on, but elsewhere it must
+//! only remove what it removed there). Such a layer is replaced by a diff that names each removal;
+//! its blob stays the one of the original.
 
 use std::sync::Arc;
 
@@ -10,7 +13,8 @@ use snapshot::LayerId;
 
 use crate::{
     RecordId, Ref, Store, StoreError,
-    layers::distinct,
+    error::Doing as _,
+    layers::{distinct, has_opaque, remove_layers},
     model::{LayerRow, RecordRow, Shape, now},
     record::blocking,
     state::{Layer, Record},
@@ -28,16 +32,72 @@ impl Store {
         if let Some(known) = self.find_committed(&key) {
             return Ok(Some(known));
         }
+        let mut layers = refs[0].layers().to_vec();
+        let mut stand_ins = Vec::new();
+        for part in &refs[1..] {
+            for layer in part.layers() {
+                let stand_in = self.stand_in(part, layer)?;
+                let used = stand_in.as_ref().map_or(layer, |it| &it.layers()[0]);
+                layers.push(used.clone());
+                stand_ins.extend(stand_in);
+            }
+        }
         let row = RecordRow {
             description: "merge".into(),
             shape: Shape::Merge,
             created: now(),
             parents: refs.iter().map(|part| part.id().clone()).collect(),
-            layers: refs.iter().flat_map(|part| part.layers()).cloned().collect(),
+            also: stand_ins.iter().map(|it| it.id().clone()).collect(),
+            layers,
             index_keys: vec![key],
             ..RecordRow::default()
         };
         Ok(Some(self.add_composed(row, None, &refs)))
+    }
+
+    /// A record whose only layer does what `layer`, found at or below `part`, does, but hides
+    /// nothing else; `None` where the layer itself will do. Lazy layers cannot be looked at and
+    /// have to do.
+    fn stand_in(self: &Arc<Self>, part: &Ref, layer: &LayerId) -> Result<Option<Ref>, StoreError> {
+        let (upper, lower) = {
+            let state = self.state();
+            let Some(owner) = state.owner_below(layer, part.id()) else { return Ok(None) };
+            let row = &state.records[&owner].row;
+            let Some(parent) = row.parents.first().filter(|_| row.shape == Shape::Layer) else {
+                return Ok(None);
+            };
+            (row.view.clone().unwrap_or(owner), parent.clone())
+        };
+        if !self.is_opaque(layer)? {
+            return Ok(None);
+        }
+        let (Some(lower), Some(upper)) = (self.get(&lower), self.get(&upper)) else {
+            return Ok(None);
+        };
+        if !lower.is_local() {
+            return Ok(None);
+        }
+        self.computed_diff(&lower, Some(&upper)).map(Some)
+    }
+
+    /// Whether the layer has opaque folders, as far as it can be looked at.
+    fn is_opaque(&self, layer: &LayerId) -> Result<bool, StoreError> {
+        match self.state().layers.get(layer) {
+            Some(known) if known.row.here => {
+                if let Some(opaque) = known.row.opaque {
+                    return Ok(opaque);
+                }
+            }
+            _ => return Ok(false),
+        }
+        let path = self.snapshotter().layer_path(layer);
+        let opaque = has_opaque(&path).doing(|| format!("look at layer {layer}"))?;
+        let mut state = self.state();
+        if let Some(known) = state.layers.get_mut(layer) {
+            known.row.opaque = Some(opaque);
+            state.save_layer(layer, self.meta());
+        }
+        Ok(opaque)
     }
 
     /// What `upper` adds to `lower`; `None` if that is nothing. Layers of `upper` are used where
@@ -56,30 +116,36 @@ impl Store {
             },
             (Some(lower), None) => (lower, None),
         };
+        let (store, lower, upper) = (self.clone(), lower.clone(), upper.cloned());
+        blocking("compare trees", move || store.computed_diff(&lower, upper.as_ref()).map(Some))
+            .await
+    }
+
+    /// The diff of two trees as a layer of its own.
+    fn computed_diff(
+        self: &Arc<Self>,
+        lower: &Ref,
+        upper: Option<&Ref>,
+    ) -> Result<Ref, StoreError> {
         let refs: Vec<Ref> = [lower].into_iter().chain(upper).cloned().collect();
         for part in &refs {
             if !part.is_local() {
                 return Err(StoreError::NotLocal(part.id().clone()));
             }
         }
-        let key = format!("diff::{}{}", ids(&refs), if upper.is_none() { "," } else { "" });
+        let key = format!("computed-diff::{}", ids(&refs));
         if let Some(known) = self.find_committed(&key) {
-            return Ok(Some(known));
+            return Ok(known);
         }
         let layer = LayerId::random();
-        let lower_layers = distinct(lower.layers());
         let upper_layers = upper.map(|upper| distinct(upper.layers())).unwrap_or_default();
-        let (store, made) = (self.clone(), layer.clone());
-        let bytes = blocking("compare trees", move || {
-            let snapshotter = store.snapshotter();
-            let measured = snapshotter
-                .diff_layer(&made, &lower_layers, &upper_layers)
-                .and_then(|()| snapshotter.usage(&made));
-            if measured.is_err() {
-                crate::layers::remove_layers(&[made], &**snapshotter);
-            }
-            Ok(measured?.bytes)
-        });
+        let snapshotter = self.snapshotter();
+        let measured = snapshotter
+            .diff_layer(&layer, &distinct(lower.layers()), &upper_layers)
+            .and_then(|()| snapshotter.usage(&layer));
+        if measured.is_err() {
+            remove_layers(std::slice::from_ref(&layer), &**snapshotter);
+        }
         let row = RecordRow {
             description: "diff".into(),
             shape: Shape::Diff,
@@ -90,8 +156,9 @@ impl Store {
             index_keys: vec![key],
             ..RecordRow::default()
         };
-        let layer_row = LayerRow { here: true, size: bytes.await?, ..LayerRow::default() };
-        Ok(Some(self.add_composed(row, Some(layer_row), &refs)))
+        let size = measured?.bytes;
+        let layer_row = LayerRow { here: true, size, ..LayerRow::default() };
+        Ok(self.add_composed(row, Some(layer_row), &refs))
     }
 
     /// The single-layer records above `lower` up to `upper`, if `upper` was built on `lower`.
@@ -119,7 +186,11 @@ impl Store {
             let upper = self.get(id).ok_or_else(|| StoreError::NoRecord(id.clone()))?;
             let refs = [below, upper.clone()];
             let key = format!("diff::{}", ids(&refs));
-            let part = self.find_committed(&key).unwrap_or_else(|| {
+            let stand_in = match upper.layers().last() {
+                Some(own) => self.stand_in(&upper, own)?,
+                None => None,
+            };
+            let part = stand_in.or_else(|| self.find_committed(&key)).unwrap_or_else(|| {
                 let row = RecordRow {
                     description: upper.description(),
                     shape: Shape::Diff,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    path::Path,
     sync::{Arc, Condvar, Mutex, mpsc},
     thread::JoinHandle,
 };
@@ -17,6 +18,33 @@ pub(crate) fn distinct(layers: &[LayerId]) -> Vec<LayerId> {
     let mut kept: Vec<_> = layers.iter().rev().filter(|id| seen.insert(*id)).cloned().collect();
     kept.reverse();
     kept
+}
+
+/// Names of the mark that makes a folder hide what lies below it.
+const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+
+/// Whether a folder of the layer's files hides all that lies below it.
+pub(crate) fn has_opaque(files: &Path) -> std::io::Result<bool> {
+    let mut queue = vec![files.to_owned()];
+    while let Some(folder) = queue.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            let mut value = [0; 4];
+            let path = entry.path();
+            let marked = OPAQUE.iter().any(|name| {
+                rustix::fs::lgetxattr(&path, *name, &mut value)
+                    .is_ok_and(|length| value.get(..length) == Some(b"y"))
+            });
+            if marked {
+                return Ok(true);
+            }
+            queue.push(path);
+        }
+    }
+    Ok(false)
 }
 
 /// Work on folders that nobody waits for.

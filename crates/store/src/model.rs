@@ -133,7 +133,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// A record as stored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RecordRow {
     #[serde(rename = "d", default, skip_serializing_if = "is_default")]
     pub description: String,
@@ -153,6 +153,9 @@ pub(crate) struct RecordRow {
     /// Kept by their children while those live.
     #[serde(rename = "p", default, skip_serializing_if = "is_default")]
     pub parents: Vec<RecordId>,
+    /// Records whose layers stand in for those of parents; kept like parents.
+    #[serde(rename = "a", default, skip_serializing_if = "is_default")]
+    pub also: Vec<RecordId>,
     /// All layers, bottom first; for merges with repetitions.
     #[serde(rename = "l", default, skip_serializing_if = "is_default")]
     pub layers: Vec<LayerId>,
@@ -185,6 +188,13 @@ pub(crate) struct RecordRow {
     pub metadata: std::collections::BTreeMap<String, String>,
 }
 
+impl RecordRow {
+    /// Records that must stay while this one does.
+    pub(crate) fn needs(&self) -> impl Iterator<Item = &RecordId> {
+        self.parents.iter().chain(&self.also)
+    }
+}
+
 /// A layer as stored.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LayerRow {
@@ -194,6 +204,9 @@ pub(crate) struct LayerRow {
     /// Somebody may be writing: after a crash the size has to be measured anew.
     #[serde(rename = "w", default, skip_serializing_if = "is_default")]
     pub writing: bool,
+    /// Whether folders of it hide all that lies below them; `None` if nobody looked yet.
+    #[serde(rename = "q", default, skip_serializing_if = "is_default")]
+    pub opaque: Option<bool>,
     /// Bytes allocated by the folder, hard links counted once.
     #[serde(rename = "s", default, skip_serializing_if = "is_default")]
     pub size: u64,

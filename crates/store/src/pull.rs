@@ -330,7 +330,7 @@ impl State {
                 return Some(id);
             }
             if seen.insert(id) {
-                queue.extend(record.row.parents.iter().cloned());
+                queue.extend(record.row.needs().cloned());
             }
         }
         None

@@ -572,33 +572,9 @@ impl State {
         }
         if changed {
             layer.row.diff_id = None;
+            layer.row.opaque = None;
             layer.row.blobs.clear();
             meta.set(T::Indexes, id.as_str(), None);
-        }
-    }
-}
-
-impl Default for RecordRow {
-    fn default() -> Self {
-        Self {
-            description: String::new(),
-            kind: RecordKind::default(),
-            shape: Shape::default(),
-            created: 0,
-            last_used: None,
-            usage_count: 0,
-            mutable: false,
-            parents: Vec::new(),
-            layers: Vec::new(),
-            own: None,
-            blob: None,
-            blob_chain: None,
-            chain: None,
-            images: Vec::new(),
-            keeps: Vec::new(),
-            index_keys: Vec::new(),
-            view: None,
-            metadata: BTreeMap::new(),
         }
     }
 }

@@ -194,7 +194,7 @@ fn drop_incomplete(
             let own = row.own.as_ref().is_none_or(|own| {
                 layers.get(own).is_some_and(|layer| layer.here || !layer.blobs.is_empty())
             });
-            own && row.parents.iter().all(|parent| records.contains_key(parent))
+            own && row.needs().all(|parent| records.contains_key(parent))
         };
         let broken: Vec<RecordId> =
             records.iter().filter(|(_, row)| !whole(row)).map(|(id, _)| id.clone()).collect();

@@ -88,7 +88,7 @@ pub(crate) struct State {
 impl State {
     /// Adds a record that is complete: its parents exist and its layer is known.
     pub(crate) fn insert(&mut self, id: RecordId, record: Record) {
-        for parent in &record.row.parents {
+        for parent in record.row.needs() {
             if let Some(parent) = self.records.get_mut(parent) {
                 parent.children += 1;
             }
@@ -113,7 +113,7 @@ impl State {
     /// Counts children anew, for records that were inserted in no particular order.
     pub(crate) fn recount(&mut self) {
         let parents: Vec<RecordId> =
-            self.records.values().flat_map(|record| record.row.parents.clone()).collect();
+            self.records.values().flat_map(|record| record.row.needs().cloned()).collect();
         self.records.values_mut().for_each(|record| record.children = 0);
         for parent in parents {
             if let Some(parent) = self.records.get_mut(&parent) {
@@ -137,7 +137,7 @@ impl State {
     /// Takes a record out of everything. Returns it, and its layer if nobody else has it.
     pub(crate) fn take_out(&mut self, id: &RecordId) -> Option<(Record, Option<LayerId>)> {
         let record = self.records.remove(id)?;
-        for parent in &record.row.parents {
+        for parent in record.row.needs() {
             if let Some(parent) = self.records.get_mut(parent) {
                 parent.children -= 1;
             }
@@ -192,7 +192,7 @@ impl State {
             layers.extend(orphan);
             let waiting =
                 |parent: &&RecordId| self.records.get(*parent).is_some_and(|it| it.discard);
-            queue.extend(record.row.parents.iter().filter(waiting).cloned());
+            queue.extend(record.row.needs().filter(waiting).cloned());
         }
         layers
     }

@@ -158,7 +158,7 @@ impl Store {
             if used.insert(id.clone())
                 && let Some(record) = state.records.get(id)
             {
-                queue.extend(&record.row.parents);
+                queue.extend(record.row.needs());
             }
         }
         Census { sizes, shared, used, other_blobs: blobs.values().sum() }

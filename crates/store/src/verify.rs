@@ -134,7 +134,8 @@ impl Store {
             if doomed.contains(&id) {
                 continue;
             }
-            let children = state.records.iter().filter(|(_, it)| it.row.parents.contains(&id));
+            let children =
+                state.records.iter().filter(|(_, it)| it.row.needs().any(|need| *need == id));
             queue.extend(children.map(|(child, _)| child.clone()));
             doomed.push(id);
         }

@@ -13,7 +13,7 @@ async fn merges_concatenate() {
     let left = with_file(&store, Some(&base), "d/l", "2").await;
     let right = with_file(&store, Some(&base), "d/r", "3").await;
     assert_eq!(store.merge(&[]).unwrap(), None);
-    assert_eq!(store.merge(&[left.clone()]).unwrap(), Some(left.clone()));
+    assert_eq!(store.merge(std::slice::from_ref(&left)).unwrap(), Some(left.clone()));
     let merged = store.merge(&[left.clone(), right.clone()]).unwrap().unwrap();
     assert_eq!(merged.layers().len(), 4);
     assert_eq!(merged.size(), 0);
@@ -74,4 +74,36 @@ async fn other_diffs_compare_trees() {
         .unwrap()
         .map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned());
     assert_eq!(names.collect::<Vec<_>>(), [".wh.gone", "new"]);
+}
+
+#[tokio::test]
+async fn removed_folders_hide_only_what_they_held() {
+    let folder = folder();
+    let store = open(folder.path());
+    let base = with_file(&store, None, "d/a", "1").await;
+    let record = begin(&store, Some(&base), "again");
+    let tree = record.tree().unwrap();
+    std::fs::remove_dir_all(tree.path().join("d")).unwrap();
+    write(&tree, "d/b", "2");
+    drop(tree);
+    let again = record.commit().await.unwrap();
+    assert_eq!(list(&again.tree().unwrap()), "d/\nd/b 2");
+    let other = with_file(&store, None, "d/c", "3").await;
+    let expected = "d/\nd/b 2\nd/c 3";
+    let diff = store.diff(Some(&base), Some(&again)).await.unwrap().unwrap();
+    assert_eq!(list(&diff.tree().unwrap()), "d/\nd/b 2");
+    let merged = store.merge(&[other.clone(), diff.clone()]).unwrap().unwrap();
+    assert_eq!(list(&merged.tree().unwrap()), expected);
+    let merged = store.merge(&[other.clone(), again.clone()]).unwrap().unwrap();
+    assert_eq!(list(&merged.tree().unwrap()), expected);
+    let merged = store.merge(&[base.clone(), diff.clone()]).unwrap().unwrap();
+    assert_eq!(list(&merged.tree().unwrap()), "d/\nd/b 2");
+    // The blob is that of the layer as it was built, and a child exports it too.
+    let whole = again.blobs(BlobOptions::default()).await.unwrap();
+    let merged = store.merge(&[other, again]).unwrap().unwrap();
+    let child = with_file(&store, Some(&merged), "e", "4").await;
+    let blobs = child.blobs(BlobOptions::default()).await.unwrap();
+    assert_eq!(blobs.len(), 4);
+    assert_eq!(blobs[2].descriptor, whole[1].descriptor);
+    assert_eq!(diff.blobs(BlobOptions::default()).await.unwrap()[0].diff_id, whole[1].diff_id);
 }

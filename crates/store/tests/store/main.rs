@@ -3,6 +3,7 @@
 mod compose;
 mod gc;
 mod layers;
+mod numbers;
 mod records;
 mod recovery;
 

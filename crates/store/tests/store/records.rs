@@ -52,7 +52,7 @@ async fn dropped_writers_leave_nothing_unless_retained() {
     assert!(matches!(store.take_mutable(&id), Err(StoreError::InUse(_))));
     drop(mount);
     store.settle().await;
-    assert_eq!(store.find("cache-dir:k"), [id.clone()]);
+    assert_eq!(store.find("cache-dir:k"), std::slice::from_ref(&id));
     assert!(store.get(&id).is_none(), "a mutable record is not had as a committed one");
     let usage = &store.disk_usage(&[])[0];
     assert!(usage.mutable && usage.size > 0, "{usage:?}");

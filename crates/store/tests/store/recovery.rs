@@ -117,7 +117,7 @@ async fn verify_finds_damage_and_repairs() {
     store.snapshotter().remove(&layer).unwrap();
     let found = store.verify().await.unwrap();
     assert_eq!(found.damaged, [digest]);
-    assert_eq!(found.dropped, [lost_id.clone()]);
+    assert_eq!(found.dropped, std::slice::from_ref(&lost_id));
     assert!(!store.contains(&lost_id));
     // The blob is made again from the files.
     let again = made.blobs(BlobOptions::default()).await.unwrap();
