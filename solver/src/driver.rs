@@ -612,14 +612,19 @@ async fn run_load<W: Worker>(context: VertexContext<W>, record: crate::FoundReco
             Fault::Cancelled => LoadFailure { gone: false, reason: "context canceled".to_owned() },
         })
     };
+    let mut came_along = Vec::new();
     let saved = outcome.map(|output| {
-        let record = if local { Some(record.record) } else { core.worker.save(&output) };
+        if local {
+            return (output, Some(record.record));
+        }
+        came_along = core.worker.came_along(&record, &output);
+        let record = core.worker.save(&output);
         (output, record)
     });
     core.dispatch_with(|state| {
         state.running.remove(&task);
         let outcome = saved.map(|(output, record)| state.add_output(output, record));
-        Event::Loaded { task, outcome }
+        Event::Loaded { task, outcome, came_along }
     });
 }
 

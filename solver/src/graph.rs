@@ -308,6 +308,8 @@ pub enum Event {
         task: TaskId,
         /// the output
         outcome: Result<NewOutput, LoadFailure>,
+        /// other records of the same import that are ours now, by their names there and here
+        came_along: Vec<(RecordId, RecordId)>,
     },
     /// Records were removed outside.
     Evicted {
@@ -482,7 +484,7 @@ impl Graph {
             Event::CacheMap { task, outcome } => self.cache_map_known(task, outcome),
             Event::Content { task, outcome } => self.content_known(task, outcome),
             Event::Executed { task, outcome, at } => self.executed(task, outcome, at),
-            Event::Loaded { task, outcome } => self.loaded(task, outcome),
+            Event::Loaded { task, outcome, came_along } => self.loaded(task, outcome, &came_along),
             Event::Evicted { records } => {
                 for record in &records {
                     self.keys.remove_record(record);

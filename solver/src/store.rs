@@ -104,6 +104,13 @@ struct Node {
     results: Vec<(RecordId, SystemTime)>,
 }
 
+impl Node {
+    /// Private keys come back only while their session lasts; without a result they are left-overs.
+    fn is_spent(&self) -> bool {
+        matches!(self.id, KeyId::Root(digest) if digest.is_random()) && self.results.is_empty()
+    }
+}
+
 impl fmt::Debug for Import {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "import {} of {} keys", self.id, self.store.len())
@@ -128,6 +135,10 @@ impl KeyStore {
                 }
                 Change::RemoveResult { key, record } => store.remove_result(key, &record),
             }
+        }
+        let private = store.nodes.iter().filter(|(_, node)| node.is_spent());
+        for number in private.map(|(number, _)| number).collect::<Vec<_>>() {
+            store.cut(number);
         }
         store.changes.clear();
         store
@@ -204,6 +215,9 @@ impl KeyStore {
         for number in self.by_record.get(record).cloned().unwrap_or_default() {
             let key = self.nodes[number].id;
             self.remove_result(key, record);
+            if self.nodes.get(number).is_some_and(Node::is_spent) {
+                self.cut(number);
+            }
             self.collect(number);
         }
     }
@@ -328,6 +342,16 @@ impl KeyStore {
         self.drop_if_isolated(target);
     }
 
+    /// Removes all links from a key.
+    fn cut(&mut self, number: u32) {
+        let Some(node) = self.nodes.get(number) else { return };
+        let from = node.id;
+        for (link, target) in node.forward.clone() {
+            let (link, to) = (self.links[link].0, self.nodes[target].id);
+            self.remove_link(from, link, to);
+        }
+    }
+
     /// Removes a key that has no results and leads nowhere, then its sources in the same state.
     fn collect(&mut self, number: u32) {
         let mut suspects = vec![number];
@@ -399,6 +423,20 @@ mod tests {
         assert!(store.contains(base));
         store.remove_record(&"s".into());
         assert!(store.is_empty());
+    }
+
+    #[test]
+    fn a_private_key_leads_nowhere_without_its_result() {
+        let mut store = KeyStore::new();
+        let private = KeyId::Root(KeyDigest::Random(Digest::of("session")));
+        let (content, step) = (root("content"), store.fresh_id());
+        store.add_link(private, link("step"), step);
+        store.add_link(content, link("step"), step);
+        store.add_result(private, "files".into(), UNIX_EPOCH);
+        store.add_result(step, "s".into(), UNIX_EPOCH);
+        store.remove_record(&"files".into());
+        assert!(!store.contains(private));
+        assert_eq!(store.targets(content, &link("step")), [step]);
     }
 
     #[test]

@@ -134,6 +134,15 @@ pub trait Worker: Send + Sync + Sized + 'static {
         record: &FoundRecord,
     ) -> Result<Self::Output, LoadFailure>;
 
+    /// What else came along when `record` of an import was loaded as `output`: pairs of another
+    /// record of that import and the name under which it can be loaded from now on. For images
+    /// these are the records whose layers are the lower ones of the same chain. Those that belong
+    /// to what the loaded vertex is built on are stored under their keys.
+    fn came_along(&self, record: &FoundRecord, output: &Self::Output) -> Vec<(RecordId, RecordId)> {
+        let _ = (record, output);
+        Vec::new()
+    }
+
     /// The name under which `output` can be loaded again; `None` if it cannot. Cheap: called for
     /// every output of an execution and for every load from an import. Which names are used is
     /// told through [`Change`](crate::Change)s.

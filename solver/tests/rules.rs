@@ -548,6 +548,38 @@ fn an_imported_result_becomes_ours() {
 }
 
 #[test]
+fn what_comes_along_with_an_import_is_stored_too() {
+    check(
+        DIAMOND,
+        "solve out
+         discard main
+         import generous
+         solve out
+         discard main
+         forget
+         solve left",
+        expect![[r#"
+            > solve out
+            exec base
+            exec left
+            exec right
+            exec out
+            = out: miss: no such key
+            > discard main
+            > import generous
+            > solve out
+            load out from elsewhere/r4
+            = out: hit import elsewhere elsewhere/r4
+            > discard main
+            > forget
+            > solve left
+            load left from r7
+            = left: hit local r7
+        "#]],
+    );
+}
+
+#[test]
 fn a_failure_names_the_vertex_and_is_remembered() {
     check(
         "base = run scratch 'make' fails

@@ -4,7 +4,7 @@
 //! operation? A key that every input leads to is the edge's own, and its records are results.
 //! Alternatives met on the way are tied together: what one of them leads to, all lead to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{
     edge::{Candidate, Phase, StoredKey},
@@ -296,6 +296,32 @@ impl Graph {
             }
         }
         keys
+    }
+
+    /// Stores results that came along with an import's record under the keys it is built on.
+    pub(super) fn store_inputs(&mut self, loaded: &Candidate, came_along: &[(RecordId, RecordId)]) {
+        let Some(import) = self.imports.get(&loaded.store).map(|state| Arc::clone(&state.import))
+        else {
+            return;
+        };
+        let mut seen = HashSet::new();
+        let mut stack = if came_along.is_empty() { Vec::new() } else { vec![loaded.key.clone()] };
+        while let Some(key) = stack.pop() {
+            let below = key.inputs().iter().flatten().map(|selected| &selected.key);
+            for key in below {
+                if seen.insert(key.address()) {
+                    stack.push(key.clone());
+                }
+            }
+            let Some(id) = key.id(loaded.store) else { continue };
+            for (record, created_at) in import.store.results(id) {
+                let ours = came_along.iter().find(|(theirs, _)| *theirs == record);
+                if let Some((_, ours)) = ours {
+                    let id = self.store_key(&key);
+                    self.keys.add_result(id, ours.clone(), created_at);
+                }
+            }
+        }
     }
 
     /// The name of a key in the main store; makes it known there, and its inputs if they are not.

@@ -206,7 +206,12 @@ impl Graph {
         self.actions.push(Action::Load { task, vertex, record });
     }
 
-    pub(super) fn loaded(&mut self, task: TaskId, outcome: Result<NewOutput, LoadFailure>) {
+    pub(super) fn loaded(
+        &mut self,
+        task: TaskId,
+        outcome: Result<NewOutput, LoadFailure>,
+        came_along: &[(RecordId, RecordId)],
+    ) {
         let Some(Task::Load { edge, cancelled }) = self.end_task(task) else {
             let unknown = outcome.into_iter().map(|loaded| loaded.output);
             self.actions.extend(unknown.map(|output| Action::Release { output }));
@@ -218,7 +223,10 @@ impl Graph {
             unreachable!("an edge stays loading until its load task ends")
         };
         match outcome {
-            Ok(loaded) => self.take_loaded(edge, candidate, loaded),
+            Ok(loaded) => {
+                self.store_inputs(&candidate, came_along);
+                self.take_loaded(edge, candidate, loaded);
+            }
             Err(failure) => {
                 self.unregister(edge);
                 if !cancelled {

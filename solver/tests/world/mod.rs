@@ -124,7 +124,8 @@ pub struct World {
     pub graph: Graph,
     pub recipes: HashMap<Digest, Recipe>,
     pub naive: HashMap<Edge, Option<Content>>,
-    /// What a vertex is by definition alone; none if the cache is to be ignored somewhere in it.
+    /// What a vertex is by definition alone; none if something in it ignores the cache or is
+    /// private.
     pub strict: HashMap<Digest, Option<Digest>>,
     /// Results of executions by that.
     stored_by: HashMap<Digest, Vec<RecordId>>,
@@ -133,7 +134,7 @@ pub struct World {
     /// The work done.
     pub log: Vec<String>,
     /// That and more, for a reader of a failure.
-    trace: Vec<String>,
+    pub trace: Vec<String>,
     pub progress: Vec<(JobId, Digest, VertexEvent)>,
     pub answers: BTreeMap<RequestId, Result<Content, String>>,
     pub decisions: HashMap<RequestId, Decision>,
@@ -153,6 +154,8 @@ pub struct World {
     executing: HashMap<String, u32>,
     closed: HashSet<JobId>,
     bad_luck: bool,
+    /// Whether loading from an import brings all of it.
+    pub generous: bool,
     next: u64,
     stored: u64,
     clock: u64,
@@ -198,6 +201,7 @@ impl World {
             executing: HashMap::new(),
             closed: HashSet::new(),
             bad_luck: false,
+            generous: false,
             next: 0,
             stored: 0,
             clock: 0,
@@ -227,7 +231,8 @@ impl World {
     }
 
     fn strictly(&self, recipe: &Recipe) -> Option<Digest> {
-        if recipe.ignore {
+        // Private sources take what was built on them along when their record goes.
+        if recipe.ignore || recipe.maps.iter().any(KeyDigest::is_random) {
             return None;
         }
         let mut text = match recipe.maps.is_empty() {
@@ -341,7 +346,7 @@ impl World {
         self.recipes.get(&given).map_or_else(|| vertex.short(), |recipe| recipe.name.clone())
     }
 
-    fn describe(&self, edge: Edge) -> String {
+    pub fn describe(&self, edge: Edge) -> String {
         let cone = self.cone(edge).into_iter().map(|vertex| {
             let recipe = &self.recipes[&vertex];
             let inputs = recipe.inputs.iter().map(|input| {
@@ -350,7 +355,8 @@ impl World {
             });
             let inputs = inputs.collect::<Vec<_>>().join(", ");
             let (name, command) = (&recipe.name, &recipe.command);
-            let maps: Vec<String> = recipe.maps.iter().map(KeyDigest::short).collect();
+            let maps: Vec<String> =
+                recipe.maps.iter().map(|map| map.to_string()[..13].to_owned()).collect();
             format!("{name} = {command} ({inputs}) {maps:?} nested {:?}", recipe.nested)
         });
         cone.collect::<Vec<_>>().join("\n")
@@ -694,10 +700,26 @@ impl World {
                     }
                     (None, None) => Err(LoadFailure { gone: true, reason: "gone".into() }),
                 };
-                Event::Loaded { task, outcome }
+                let came_along = if local { Vec::new() } else { self.bring_along(&record.record) };
+                Event::Loaded { task, outcome, came_along }
             }
         };
         self.step(event);
+    }
+
+    /// What comes along with a record of an import.
+    fn bring_along(&mut self, loaded: &RecordId) -> Vec<(RecordId, RecordId)> {
+        let mut others: Vec<(RecordId, Content)> =
+            self.imported.iter().map(|(record, content)| (record.clone(), *content)).collect();
+        others.sort();
+        others.retain(|(record, _)| self.generous && record != loaded);
+        let mut ours = |content| {
+            self.stored += 1;
+            let record = RecordId::from(format!("r{}", self.stored));
+            self.records.insert(record.clone(), content);
+            record
+        };
+        others.into_iter().map(|(record, content)| (record, ours(content))).collect()
     }
 
     fn keep(&mut self, content: Content) -> NewOutput {

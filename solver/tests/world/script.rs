@@ -142,8 +142,9 @@ impl Script {
     /// * `ask EDGE [as JOB]`, `withdraw EDGE [as JOB]`, `discard JOB`
     /// * `run`: lets everything end; `end KIND VERTEX`, `fail KIND VERTEX`: just that task
     /// * `evict RECORD` (the solver is told), `vanish RECORD` (it is not)
-    /// * `import`: later asks may use all that is known now, as if it came from elsewhere, after
-    ///   forgetting it here
+    /// * `import [generous]`: later asks may use all that is known now, as if it came from
+    ///   elsewhere, after forgetting it here; a generous import brings all with the first load
+    /// * `forget`: no more imports
     /// * `stuck`, `progress JOB`: show
     fn command(&mut self, command: &str) {
         let words: Vec<&str> = command.split_whitespace().collect();
@@ -196,6 +197,7 @@ impl Script {
             "evict" => self.world.evict(&RecordId::from(words[1]), true),
             "vanish" => self.world.evict(&RecordId::from(words[1]), false),
             "import" => {
+                self.world.generous = words.get(1) == Some(&"generous");
                 let (import, records) = self.world.as_import("elsewhere");
                 self.world.imported = records;
                 self.imports = vec![import];
@@ -205,6 +207,7 @@ impl Script {
                     self.world.evict(&record, true);
                 }
             }
+            "forget" => self.imports.clear(),
             "stuck" => {
                 let report = self.world.graph.stuck();
                 self.output += if report.is_empty() { "nothing\n" } else { &report };
