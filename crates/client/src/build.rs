@@ -23,6 +23,9 @@ use crate::{
 
 /// A status stream silent for this long after the end of its build is given up.
 const STATUS_SILENCE: Duration = Duration::from_secs(5);
+/// The same for a stream that never said anything: the build was refused before it began, and the
+/// daemon would wait seconds for it to appear.
+const STATUS_NEVER: Duration = Duration::from_millis(300);
 /// How long the solve call may go on after the client's frontend failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
@@ -135,7 +138,7 @@ impl Client {
         let mut control = self.control();
         let opened = tokio::select! {
             opened = control.status(request) => opened,
-            () = after(&solved, STATUS_SILENCE) => return,
+            () = after(&solved, STATUS_NEVER) => return,
         };
         let mut stream = match opened {
             Ok(stream) => stream.into_inner(),
@@ -144,11 +147,13 @@ impl Client {
                 return;
             }
         };
+        let mut silence = STATUS_NEVER;
         loop {
             let message = tokio::select! {
                 message = stream.message() => message,
-                () = after(&solved, STATUS_SILENCE) => return,
+                () = after(&solved, silence) => return,
             };
+            silence = STATUS_SILENCE;
             match message {
                 // Nobody listening any more is no reason to stop the build.
                 Ok(Some(status)) => {

@@ -122,3 +122,13 @@ fn report(error: &anyhow::Error, debug: bool) -> ExitCode {
     eprintln!("error: {error:#}");
     ExitCode::from(client.map_or(1, ClientError::exit_code))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn flags_do_not_collide() {
+        super::Cli::command().debug_assert();
+    }
+}

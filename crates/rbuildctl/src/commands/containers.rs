@@ -145,7 +145,7 @@ pub struct StopArgs {
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
     /// Seconds until they are killed
-    #[arg(long = "time", visible_alias = "timeout", short = 't', value_name = "SECONDS")]
+    #[arg(long = "time", short = 't', value_name = "SECONDS")]
     time: Option<u32>,
     /// Signal to send in place of the image's
     #[arg(long, short = 's', value_name = "SIGNAL", default_value = "", hide_default_value = true)]
