@@ -39,12 +39,15 @@ fn port_to_wire(port: &Port) -> wire::Port {
 
 fn port_from_wire(port: &wire::Port) -> Result<Port, Status> {
     if !matches!(port.protocol.as_str(), "" | "tcp") {
-        return Err(Status::invalid_argument(format!("{} ports cannot be published; use tcp", port.protocol)));
+        return Err(Status::invalid_argument(format!(
+            "{} ports cannot be published; use tcp",
+            port.protocol
+        )));
     }
-    let container = u16::try_from(port.container_port)
-        .ok()
-        .filter(|number| *number > 0)
-        .ok_or_else(|| Status::invalid_argument(format!("{} is not a port", port.container_port)))?;
+    let container =
+        u16::try_from(port.container_port).ok().filter(|number| *number > 0).ok_or_else(|| {
+            Status::invalid_argument(format!("{} is not a port", port.container_port))
+        })?;
     Ok(Port { host: run::host_address(&port.host_ip, port.host_port).map_err(status)?, container })
 }
 
@@ -54,12 +57,18 @@ fn exit_to_wire(exit: &Exit) -> wire::Exit {
 
 #[async_trait]
 impl ContainersService for Containers {
-    async fn run(&self, request: Request<wire::RunRequest>) -> Result<Response<wire::RunResponse>, Status> {
+    async fn run(
+        &self,
+        request: Request<wire::RunRequest>,
+    ) -> Result<Response<wire::RunResponse>, Status> {
         let _busy = self.idle.busy();
         let request = request.into_inner();
         let platform = match request.platform.as_str() {
             "" => None,
-            text => Some(Platform::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))?),
+            text => Some(
+                Platform::parse(text)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?,
+            ),
         };
         let ports = request.ports.iter().map(port_from_wire).collect::<Result<_, _>>()?;
         let container = self
@@ -87,7 +96,8 @@ impl ContainersService for Containers {
         Ok(Response::new(wire::RunResponse { id: container.id.clone(), ports }))
     }
 
-    type AttachStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::AttachResponse, Status>> + Send>>;
+    type AttachStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::AttachResponse, Status>> + Send>>;
 
     async fn attach(
         &self,
@@ -95,12 +105,16 @@ impl ContainersService for Containers {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let busy = self.idle.busy();
         let mut incoming = request.into_inner();
-        let first =
-            incoming.message().await?.ok_or_else(|| Status::invalid_argument("attach needs a container to attach to"))?;
+        let first = incoming
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("attach needs a container to attach to"))?;
         let container = self.runner.find(&first.container).map_err(status)?;
-        let mut output = container
-            .output(first.logs)
-            .map_err(|error| Status::internal(format!("read the log of {}: {error}", container.name)))?;
+        let mut output = container.output(first.logs).map_err(|error| {
+            Status::internal(format!("read the log of {}: {error}", container.name))
+        })?;
+        let follow = first.follow && container.exit().is_none();
+        let first_follow = first.follow;
         let input = container.clone();
         let reading = tokio::spawn(async move {
             let mut next = Some(first);
@@ -113,7 +127,9 @@ impl ContainersService for Containers {
                 }
                 if let Some(size) = message.resize {
                     let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
-                    input.event(Event::Resize { rows: clamp(size.rows), columns: clamp(size.cols) }).await;
+                    input
+                        .event(Event::Resize { rows: clamp(size.rows), columns: clamp(size.cols) })
+                        .await;
                 }
                 if let Some(number) = run::signal(&message.signal) {
                     input.event(Event::Signal(number)).await;
@@ -121,15 +137,21 @@ impl ContainersService for Containers {
                 next = incoming.message().await.ok().flatten();
             }
         });
-        let follow = { container.exit().is_none() };
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             loop {
                 let answer = match output.next(follow).await {
-                    Ok(Some((1, stdout))) => Ok(wire::AttachResponse { stdout, ..Default::default() }),
-                    Ok(Some((_, stderr))) => Ok(wire::AttachResponse { stderr, ..Default::default() }),
+                    Ok(Some((1, stdout))) => {
+                        Ok(wire::AttachResponse { stdout, ..Default::default() })
+                    }
+                    Ok(Some((_, stderr))) => {
+                        Ok(wire::AttachResponse { stderr, ..Default::default() })
+                    }
                     Ok(None) => break,
-                    Err(error) => Err(Status::internal(format!("read the log of {}: {error}", container.name))),
+                    Err(error) => Err(Status::internal(format!(
+                        "read the log of {}: {error}",
+                        container.name
+                    ))),
                 };
                 if sender.send(answer).await.is_err() {
                     reading.abort();
@@ -182,7 +204,10 @@ impl ContainersService for Containers {
         let container = self.runner.find(&request.container).map_err(status)?;
         let signal = match request.signal.as_str() {
             "" => None,
-            name => Some(run::signal(name).ok_or_else(|| Status::invalid_argument(format!("unknown signal {name}")))?),
+            name => Some(
+                run::signal(name)
+                    .ok_or_else(|| Status::invalid_argument(format!("unknown signal {name}")))?,
+            ),
         };
         if container.exit().is_none() {
             let timeout = Duration::from_secs(request.timeout_s.unwrap_or(STOP_TIMEOUT_S).into());

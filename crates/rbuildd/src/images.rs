@@ -42,7 +42,8 @@ impl Images {
         let members = index.into_iter().flat_map(|index| index.manifests);
         members
             .filter(|member| {
-                member.annotations.get("vnd.docker.reference.type").map(String::as_str) != Some("attestation-manifest")
+                member.annotations.get("vnd.docker.reference.type").map(String::as_str)
+                    != Some("attestation-manifest")
             })
             .map(|member| (member.platform.clone(), member.digest))
             .collect()
@@ -97,14 +98,16 @@ impl Images {
             let wire = self.describe(&image);
             (image, wire)
         });
-        let starts = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|digest| digest.starts_with(hex));
+        let starts = |digest: &str| {
+            digest.strip_prefix("sha256:").is_some_and(|digest| digest.starts_with(hex))
+        };
         described.filter(|(_, wire)| starts(&wire.config_digest) || starts(&wire.digest)).collect()
     }
 
     /// The image that a name or an id means.
     fn find(&self, wanted: &str) -> Result<Image, Status> {
         if let Ok(reference) = Reference::parse(wanted)
-            && let Some(image) = self.images().get(&reference.to_string())
+            && let Some(image) = self.images().get(&reference.with_default_tag().to_string())
         {
             return Ok(image);
         }
@@ -116,7 +119,9 @@ impl Images {
         match ids.len() {
             0 => Err(Status::not_found(format!("no such image: {wanted}"))),
             1 => Ok(ids.into_values().next().expect("there is one")),
-            _ => Err(Status::invalid_argument(format!("{wanted} is the beginning of several image ids; give more of it"))),
+            _ => Err(Status::invalid_argument(format!(
+                "{wanted} is the beginning of several image ids; give more of it"
+            ))),
         }
     }
 }
@@ -136,18 +141,26 @@ impl ImagesService for Images {
         &self,
         _: Request<wire::ListImagesRequest>,
     ) -> Result<Response<wire::ListImagesResponse>, Status> {
-        let mut images: Vec<wire::Image> = self.images().list().iter().map(|image| self.describe(image)).collect();
+        let mut images: Vec<wire::Image> =
+            self.images().list().iter().map(|image| self.describe(image)).collect();
         let key = |image: &wire::Image| image.created.map(|at| (at.seconds, at.nanos));
         images.sort_by_key(|image| std::cmp::Reverse(key(image)));
         Ok(Response::new(wire::ListImagesResponse { images }))
     }
 
-    async fn tag(&self, request: Request<wire::TagImageRequest>) -> Result<Response<wire::TagImageResponse>, Status> {
+    async fn tag(
+        &self,
+        request: Request<wire::TagImageRequest>,
+    ) -> Result<Response<wire::TagImageResponse>, Status> {
         let _busy = self.idle.busy();
         let request = request.into_inner();
         let image = self.find(&request.source)?;
-        let target = Reference::parse(&request.target)
-            .map_err(|error| Status::invalid_argument(format!("{:?} is not a valid image name: {error}", request.target)))?;
+        let target = Reference::parse(&request.target).map_err(|error| {
+            Status::invalid_argument(format!(
+                "{:?} is not a valid image name: {error}",
+                request.target
+            ))
+        })?;
         self.images().tag(&target.to_string(), image.descriptor).await.map_err(failed)?;
         Ok(Response::new(wire::TagImageResponse {}))
     }
@@ -158,7 +171,9 @@ impl ImagesService for Images {
     ) -> Result<Response<wire::RemoveImageResponse>, Status> {
         let _busy = self.idle.busy();
         let request = request.into_inner();
-        let named = Reference::parse(&request.reference).ok().and_then(|name| self.images().get(&name.to_string()));
+        let named = Reference::parse(&request.reference)
+            .ok()
+            .and_then(|name| self.images().get(&name.with_default_tag().to_string()));
         let by_id = named.is_none();
         let going: Vec<Image> = match named {
             Some(image) => vec![image],
@@ -179,7 +194,9 @@ impl ImagesService for Images {
         if !request.force {
             let used = self.runner.images_in_use();
             let in_use = going.iter().find(|image| {
-                used.iter().any(|name| Reference::parse(name).is_ok_and(|name| name.to_string() == image.name))
+                used.iter().any(|name| {
+                    Reference::parse(name).is_ok_and(|name| name.to_string() == image.name)
+                })
             });
             if let Some(image) = in_use {
                 return Err(Status::failed_precondition(format!(
