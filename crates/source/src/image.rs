@@ -26,7 +26,7 @@ use store::{Blob, BlobInfo, ImageLayer, ImageLayers, RecordKind, Ref, Store};
 
 use crate::{
     ImageMeta, Instance, KeyStep, Meta, MetaRequest, Progress, Providers, Source, SourceError,
-    SourceRequest, Status, credentials::SessionCredentials,
+    SourceRequest, Status, blob::BlobInstance, credentials::SessionCredentials,
 };
 
 /// How long a registry may take to resolve a name that the image store knows as well.
@@ -229,20 +229,23 @@ impl Images {
 #[async_trait]
 impl Source for Images {
     fn schemes(&self) -> &'static [&'static str] {
-        &["docker-image"]
+        &["docker-image", "docker-image+blob"]
     }
 
     async fn resolve(&self, request: SourceRequest) -> Result<Box<dyn Instance>, SourceError> {
         let mode = Mode::parse(request.attr("image.resolvemode"))?;
         reference(&request)?;
-        let kind = match request.attr("image.recordtype") {
-            "" | "regular" => RecordKind::Regular,
-            "internal" => RecordKind::Internal,
-            "frontend" => RecordKind::Frontend,
-            other => {
-                return Err(SourceError::Attribute(format!("invalid record type {other}")));
-            }
-        };
+        if is_blob(&request) {
+            let reference = reference(&request)?;
+            let Some(digest) = reference.digest() else {
+                return Err(needs_digest(request.rest()));
+            };
+            let registry = (self.registries)(&request.group);
+            let provider = Arc::new(RepositoryProvider::new(registry, reference));
+            let instance = BlobInstance::new(self.store.clone(), &request, digest, provider)?;
+            return Ok(Box::new(instance));
+        }
+        let kind = kind_of_record(&request)?;
         let checksum = match request.attr("image.checksum") {
             "" => None,
             text => Some(text.parse().map_err(|error| {
@@ -273,6 +276,9 @@ impl Source for Images {
             let root = self.root(&request.source, &reference(&request.source)?, mode).await?;
             return Ok(image_meta(root.descriptor.digest, Bytes::new()));
         }
+        if is_blob(&request.source) {
+            return Ok(Meta::default());
+        }
         let resolved = self.image(&request.source, mode).await?;
         Ok(image_meta(resolved.root.digest, resolved.config.clone()))
     }
@@ -299,11 +305,7 @@ impl Layouts {
         digest: Digest,
         platform: &Platform,
     ) -> Result<Arc<Resolved>, SourceError> {
-        let provider: Arc<dyn Provider> = Arc::new(LayoutProvider {
-            group: request.group.clone(),
-            session: request.attr("oci.session").to_owned(),
-            store: format!("oci:{}", request.attr("oci.store")),
-        });
+        let provider: Arc<dyn Provider> = Arc::new(LayoutProvider::of(request));
         let work = async {
             let root = self.root(&*provider, &name, digest).await?;
             let reader = Reader { store: &self.store, provider: provider.clone(), source: None };
@@ -357,11 +359,20 @@ impl Layouts {
 #[async_trait]
 impl Source for Layouts {
     fn schemes(&self) -> &'static [&'static str] {
-        &["oci-layout"]
+        &["oci-layout", "oci-layout+blob"]
     }
 
     async fn resolve(&self, request: SourceRequest) -> Result<Box<dyn Instance>, SourceError> {
-        layout_reference(&request)?;
+        let (_, digest) = layout_reference(&request)?;
+        if is_blob(&request) {
+            if request.attr("oci.store").is_empty() {
+                let text = "oci-layout blob source requires store id";
+                return Err(SourceError::Attribute(text.into()));
+            }
+            let provider = Arc::new(LayoutProvider::of(&request));
+            let instance = BlobInstance::new(self.store.clone(), &request, digest, provider)?;
+            return Ok(Box::new(instance));
+        }
         let limit = limit(&request, "oci.layerlimit")?;
         let wanted = Wanted { limit, checksum: None, kind: RecordKind::Regular };
         let this = self.clone();
@@ -378,6 +389,9 @@ impl Source for Layouts {
     }
 
     async fn metadata(&self, request: MetaRequest) -> Result<Meta, SourceError> {
+        if is_blob(&request.source) {
+            return Ok(Meta::default());
+        }
         let resolved = self.image(&request.source).await?;
         let config = if request.no_config { Bytes::new() } else { resolved.config.clone() };
         Ok(image_meta(resolved.root.digest, config))
@@ -403,10 +417,29 @@ fn layout_reference(request: &SourceRequest) -> Result<(String, Digest), SourceE
             .parse()
             .map_err(|error| SourceError::Attribute(format!("reference \"{name}\": {error}")))?,
         None => {
-            return Err(SourceError::Attribute(format!("reference \"{name}\" must have digest")));
+            return Err(needs_digest(name));
         }
     };
     Ok((name.to_owned(), digest))
+}
+
+fn needs_digest(name: &str) -> SourceError {
+    SourceError::Attribute(format!("reference \"{name}\" must have digest"))
+}
+
+/// Whether a single blob is asked for rather than the image.
+fn is_blob(request: &SourceRequest) -> bool {
+    request.op.identifier.split_once("://").is_some_and(|(scheme, _)| scheme.ends_with("+blob"))
+}
+
+/// What the records of a source are for.
+pub(crate) fn kind_of_record(request: &SourceRequest) -> Result<RecordKind, SourceError> {
+    match request.attr("image.recordtype") {
+        "" | "regular" => Ok(RecordKind::Regular),
+        "internal" => Ok(RecordKind::Internal),
+        "frontend" => Ok(RecordKind::Frontend),
+        other => Err(SourceError::Attribute(format!("invalid record type {other}"))),
+    }
 }
 
 fn limit(request: &SourceRequest, attr: &str) -> Result<Option<usize>, SourceError> {
@@ -420,7 +453,7 @@ fn limit(request: &SourceRequest, attr: &str) -> Result<Option<usize>, SourceErr
 }
 
 /// Shows a piece of work as a part of its vertex.
-async fn shown<T>(
+pub(crate) async fn shown<T>(
     progress: &Progress,
     id: String,
     work: impl Future<Output = Result<T, SourceError>>,
@@ -777,6 +810,14 @@ struct LayoutProvider {
 }
 
 impl LayoutProvider {
+    fn of(request: &SourceRequest) -> Self {
+        Self {
+            group: request.group.clone(),
+            session: request.attr("oci.session").to_owned(),
+            store: format!("oci:{}", request.attr("oci.store")),
+        }
+    }
+
     async fn read(&self, digest: Digest, offset: u64) -> Result<BlobStream, session::SessionError> {
         use futures_util::StreamExt as _;
         let open = |session: session::Session| async move {

@@ -7,6 +7,7 @@
 
 mod api;
 mod attrs;
+mod blob;
 mod credentials;
 mod error;
 mod http;

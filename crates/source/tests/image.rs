@@ -390,3 +390,27 @@ async fn layouts_of_the_client() {
     assert!(world.pull(&layouts, &missing, &[("oci.store", "mine")]).await.is_err());
     stop.cancel();
 }
+
+#[tokio::test]
+async fn one_blob_as_a_file() {
+    let world = world();
+    let name = Reference::parse("h.io/files").unwrap();
+    let blob = world.memory.add_blob(&name, "x", b"content");
+    let identifier = format!("docker-image+blob://h.io/files@{}", blob.digest);
+    let attrs = [("http.filename", "dir/na.me"), ("http.perm", "0755"), ("http.uid", "3")];
+    let (keys, files) = world.pull(&world.images, &identifier, &attrs).await.unwrap();
+    assert_eq!(files, "na.me=content");
+    let key =
+        format!(r#"{{"Digest":"{}","Filename":"na.me","Perm":493,"UID":3,"GID":0}}"#, blob.digest);
+    assert_eq!(keys, [Digest::of(key).to_string()]);
+    let (_, files) = world.pull(&world.images, &identifier, &[]).await.unwrap();
+    assert_eq!(files, format!("{}=content", blob.digest.hex()));
+    let error = world.pull(&world.images, "docker-image+blob://h.io/files:1", &[]).await;
+    assert_eq!(error.unwrap_err(), "reference \"h.io/files:1\" must have digest");
+    let error = world.pull(&world.images, &identifier, &[("http.perm", "999999")]).await;
+    assert_eq!(error.unwrap_err(), "http.perm 999999 is out of range");
+    let layouts = Layouts::new(world.store.clone(), world.providers.clone());
+    let identifier = format!("oci-layout+blob://x@{}", blob.digest);
+    let error = world.pull(&layouts, &identifier, &[]).await.unwrap_err();
+    assert_eq!(error, "oci-layout blob source requires store id");
+}
