@@ -157,14 +157,14 @@ async fn open(options: &ConnectOptions) -> Result<Channel, ClientError> {
         ClientError::Connect { address: options.address.to_string(), why }
     };
     let endpoint = |uri: String| -> Result<Endpoint, ClientError> {
-        Ok(Endpoint::from_shared(uri)
+        Endpoint::from_shared(uri)
             .map_err(fail)?
             .connect_timeout(options.timeout)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .tcp_nodelay(true)
             .user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION")))
-            .map_err(fail)?)
+            .map_err(fail)
     };
     match &options.address {
         Address::Unix(path) => {

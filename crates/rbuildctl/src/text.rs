@@ -119,7 +119,7 @@ pub fn parse_size(text: &str) -> Option<i64> {
     };
     let bytes =
         number * f64::from(1u32 << (shift % 30)) * if shift >= 30 { 1073741824.0 } else { 1.0 };
-    (bytes >= 0.0 && bytes < 9.2e18).then_some(bytes as i64)
+    (0.0..9.2e18).contains(&bytes).then_some(bytes as i64)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{io::Read as _, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use client::BuildRequest;
-use llb::pb::{Definition, OpMetadata};
+use llb::pb::Definition;
 use prost::Message as _;
 
 use super::{
@@ -103,7 +103,7 @@ fn read_definition() -> anyhow::Result<Definition> {
 fn ignore_cache(definition: &mut Definition) {
     for op in &definition.def {
         let digest = base::Digest::of(op).to_string();
-        let metadata = definition.metadata.entry(digest).or_insert_with(OpMetadata::default);
+        let metadata = definition.metadata.entry(digest).or_default();
         metadata.ignore_cache = true;
     }
 }
