@@ -22,6 +22,7 @@ use crate::{
 
 mod confine;
 mod mounts;
+mod network;
 mod terminal;
 
 pub use confine::sandbox_capabilities;
@@ -80,12 +81,20 @@ fn run(socket: &OwnedFd, ready: &Ready) -> Result<Infallible, Failure> {
 
 fn enter_new(container: &wire::Container) -> Result<(), Failure> {
     let network = if container.own_network { libc::CLONE_NEWNET } else { 0 };
+    let connecting = |error| Failure::setup("connect the network")(error);
+    let host = match &container.link {
+        Some(_) => Some(network::Netlink::open().map_err(connecting)?),
+        None => None,
+    };
     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | network;
     sys::unshare(kinds).map_err(Failure::setup("enter new namespaces"))?;
     // Unknown to old kernels, and only there to look tidy.
     _ = sys::unshare(libc::CLONE_NEWCGROUP);
     if container.own_network {
         loopback_up().map_err(Failure::setup("start the loopback interface"))?;
+    }
+    if let (Some(link), Some(host)) = (&container.link, &host) {
+        network::connect(host, link).map_err(connecting)?;
     }
     rustix::system::sethostname(container.hostname.as_bytes())
         .map_err(|error| Failure::setup("set the host name")(error.into()))
@@ -215,7 +224,7 @@ fn own_io(uid: u32) {
     for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
         let Ok(stat) = rustix::fs::fstat(fd) else { continue };
         let null = rustix::fs::makedev(1, 3);
-        if stat.st_uid != uid && stat.st_rdev as u64 != null {
+        if stat.st_uid != uid && stat.st_rdev != null {
             // Some kinds of files have no owner; then there is nothing to gain.
             _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
         }

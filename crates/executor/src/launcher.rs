@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod guard;
+mod nat;
 pub(crate) mod serve;
 
 /// Tells [`main_if_requested`] what to become.
@@ -44,6 +45,8 @@ struct Shared {
     /// Ends the guard when closed; learns of control groups.
     guard: OwnedFd,
     hello: OnceLock<Hello>,
+    /// Whether containers can be let out.
+    nat: OnceLock<Result<(), String>>,
     /// Held while waiting for the first message.
     greeting: Mutex<()>,
     process: Mutex<std::process::Child>,
@@ -70,6 +73,7 @@ impl Shared {
             control,
             guard,
             hello: OnceLock::new(),
+            nat: OnceLock::new(),
             greeting: Mutex::new(()),
             process: Mutex::new(process),
         })
@@ -172,6 +176,25 @@ impl Launcher {
         if let Some(text) = folder.to_str().filter(|text| text.len() < sys::MAX_MESSAGE) {
             _ = sys::send(&self.current().guard, text.as_bytes(), &[]);
         }
+    }
+
+    /// Lets a subnet out under the host's address; waits for the first answer, then remembers it.
+    pub(crate) fn start_nat(&self, subnet: &str) -> Result<(), String> {
+        let shared = self.current();
+        let answer = shared.nat.get_or_init(|| {
+            let ask = || -> io::Result<String> {
+                sys::send(&shared.guard, format!("nat {subnet}").as_bytes(), &[])?;
+                let (data, _) =
+                    sys::receive(&shared.guard, false)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+                Ok(String::from_utf8_lossy(&data).into_owned())
+            };
+            match ask() {
+                Ok(answer) if answer == guard::NAT_DONE => Ok(()),
+                Ok(reason) => Err(reason),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        answer.clone()
     }
 
     /// Process number of the guard.

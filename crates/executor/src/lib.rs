@@ -35,7 +35,7 @@ mod sys;
 mod user;
 mod wire;
 
-pub use native::{Native, NativeConfig};
+pub use native::{Native, NativeConfig, Subnet, SubnetError};
 pub use runc::{Runc, RuncConfig};
 pub use scripted::{Script, Scripted};
 pub use spec::{

@@ -12,8 +12,9 @@ use std::{
 
 use async_trait::async_trait;
 
+use self::addresses::{Address, Addresses};
 use crate::{
-    ExecError, Executor, Exit, Hooks, Io, Process, Security, Spec,
+    ExecError, Executor, Exit, Hooks, Io, Network, Process, Security, Spec,
     cgroup::{Policy, Request, StepGroup},
     launcher::Launcher,
     net::NetNs,
@@ -23,7 +24,10 @@ use crate::{
     wire::{Command, Confinement, Place},
 };
 
+mod addresses;
 pub(crate) mod plan;
+
+pub use addresses::{Subnet, SubnetError};
 
 /// Settings of the native driver.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +36,10 @@ pub struct NativeConfig {
     pub default_cgroup_parent: Option<String>,
     /// Make a control group for every container, even when it has no limits, for exact accounting.
     pub always_cgroup: bool,
+    /// Connects containers with [`Network::Isolated`](crate::Network) to the host, with addresses
+    /// from this range, and lets them out under the host's address. Without it, or when the host
+    /// has no tools for it, they have nothing but a loopback interface.
+    pub subnet: Option<Subnet>,
 }
 
 /// Runs containers with our own launcher.
@@ -44,6 +52,7 @@ pub struct Native {
 struct Shared {
     launcher: Launcher,
     config: NativeConfig,
+    addresses: Option<Arc<Addresses>>,
     running: Mutex<HashMap<String, Option<Running>>>,
 }
 
@@ -107,6 +116,8 @@ struct After {
     stubs: Stubs,
     group: StepGroup,
     oom_kills: u64,
+    /// Kept as long as the container runs.
+    _address: Option<Address>,
     /// The container shares a process namespace, so that its first process does not end the others.
     kill_group: bool,
 }
@@ -114,7 +125,8 @@ struct After {
 impl Native {
     /// A driver that uses this launcher.
     pub fn new(launcher: Launcher, config: NativeConfig) -> Self {
-        let shared = Shared { launcher, config, running: Mutex::default() };
+        let addresses = config.subnet.map(|subnet| Arc::new(Addresses::new(subnet)));
+        let shared = Shared { launcher, config, addresses, running: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -132,7 +144,9 @@ impl Shared {
         let mut fds = plan::Fds::default();
         let confinement = plan::confinement(&spec, layout);
         let emulator = spec.emulator.is_some();
-        let container = plan::container(&spec, layout, &group, &mut fds)?;
+        let address = self.address(&spec)?;
+        let link = address.as_ref().map(Address::link);
+        let container = plan::container(&spec, layout, &group, link, &mut fds)?;
         let (program, terminal) = plan::program(&spec.process, user, emulator, io, &mut fds)?;
         let setup = |error| ExecError::setup("keep control groups", error);
         let (into, join) = group.clone_join().map_err(setup)?;
@@ -150,7 +164,27 @@ impl Shared {
         let pidfd = Arc::new(sys::memfd("none", b"").map_err(setup)?);
         let running = Running { pidfd, root: root.clone(), confinement, emulator, into, join };
         let kill_group = spec.no_process_sandbox;
-        Ok(Prepared { asked, running, after: After { root, stubs, group, oom_kills, kill_group } })
+        Ok(Prepared {
+            asked,
+            running,
+            after: After { root, stubs, group, oom_kills, _address: address, kill_group },
+        })
+    }
+
+    /// An address for a container that wants one and can have one.
+    fn address(&self, spec: &Spec) -> Result<Option<Address>, ExecError> {
+        let Some(pool) = self.addresses.as_ref().filter(|_| spec.network == Network::Isolated)
+        else {
+            return Ok(None);
+        };
+        if let Err(reason) = self.launcher.start_nat(&pool.subnet().to_string()) {
+            tracing::warn!(reason, "containers with their own network have no way out");
+            return Ok(None);
+        }
+        let address = pool.take().ok_or_else(|| {
+            ExecError::Invalid(format!("all addresses of {} are in use", pool.subnet()))
+        })?;
+        Ok(Some(address))
     }
 
     fn make_group(

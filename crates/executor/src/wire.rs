@@ -149,6 +149,8 @@ pub struct Confinement {
 pub struct Container {
     pub hostname: String,
     pub own_network: bool,
+    /// How that is connected to the host's.
+    pub link: Option<Link>,
     pub own_pids: bool,
     /// A mount; attached as it is.
     pub root: Fd,
@@ -160,6 +162,17 @@ pub struct Container {
     pub masked: Vec<String>,
     pub readonly: Vec<String>,
     pub devices: Vec<PlannedDevice>,
+}
+
+/// A pair of virtual interfaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Of the host's side.
+    pub name: String,
+    /// Address of the host's side.
+    pub gateway: [u8; 4],
+    /// Address of the container's side.
+    pub address: [u8; 4],
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -819,3 +819,43 @@ container_test!(a_killed_launcher_is_replaced, tree, {
     let (exit, text) = run_on(&native, tree.spec(&["echo", "again"]), Hooks::default()).await;
     assert_eq!((exit.unwrap().code, text.as_str()), (0, "again\n"));
 });
+
+container_test!(an_isolated_network_has_a_way_out, tree, {
+    let launcher = executor::launcher::spawn().unwrap();
+    // A range for documentation, so that nothing real is in the way.
+    let subnet = Some("198.51.100.0/24".parse().unwrap());
+    let native = Native::new(launcher, NativeConfig { subnet, ..NativeConfig::default() });
+    // Somebody outside: the host, under an address that is not in the range.
+    let listener = match tokio::net::TcpListener::bind("0.0.0.0:0").await {
+        Ok(listener) => listener,
+        Err(error) => panic!("{error}"),
+    };
+    let port = listener.local_addr().unwrap().port();
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let outside = match probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) {
+        Ok(address) => address.ip(),
+        Err(_) => {
+            eprintln!("skipped: this machine has no address of its own");
+            return;
+        }
+    };
+    let mut spec = tree.shell(&format!(
+        "ifconfig eth0 | grep -o 'inet addr:[0-9.]*'; echo hello | nc -w 2 {outside} {port}"
+    ));
+    spec.network = Network::Isolated;
+    let accept = async {
+        let (mut stream, peer) =
+            tokio::time::timeout(Duration::from_secs(5), listener.accept()).await.ok()?.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some((text, peer.ip().to_string()))
+    };
+    let ((exit, text), accepted) = tokio::join!(run_on(&native, spec, Hooks::default()), accept);
+    if text.contains("can't open") || text.contains("No such device") {
+        eprintln!("skipped: no tools for it here: {text}");
+        return;
+    }
+    assert!(text.starts_with("inet addr:198.51.100.2"), "{exit:?} {text}");
+    let (hello, peer) = accepted.expect("the container connects");
+    assert_eq!((hello.as_str(), peer.as_str()), ("hello\n", "198.51.100.2"));
+});

@@ -87,9 +87,8 @@ fn change(confinement: &Confinement, user: &User) -> io::Result<()> {
     }
     sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0)?;
     let mut sets = capabilities()?;
-    for half in 0..2 {
+    for (half, set) in sets.iter_mut().enumerate() {
         let allowed = (allowed >> (32 * half)) as u32;
-        let set = &mut sets[half];
         if user.uid == 0 || keep {
             set.effective = set.permitted & allowed;
             set.permitted &= allowed;

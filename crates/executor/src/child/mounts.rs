@@ -60,7 +60,7 @@ struct Maker<'a> {
 pub fn make_root(container: &Container, fds: &Fds) -> Result<(), Failure> {
     let attach = || -> io::Result<OwnedFd> {
         let root = fds.get(container.root)?;
-        attach(root, &CWD, "/r")?;
+        attach(root, CWD, "/r")?;
         sys::mount_setattr(
             root,
             true,
@@ -201,7 +201,7 @@ impl Maker<'_> {
 
     fn tree(&self, index: usize, path: Option<&str>) -> io::Result<OwnedFd> {
         let tree = self.fds.get(index)?;
-        let Some(path) = path else { return tree.try_clone_to_owned().map_err(Into::into) };
+        let Some(path) = path else { return tree.try_clone_to_owned() };
         // On a kernel that cannot clone what is detached: attach it out of sight. Failing means
         // that an earlier mount did this.
         _ = attach(tree, CWD, "/t");

@@ -12,11 +12,14 @@ use rustix::{
     io::Errno,
 };
 
-use super::{serve, take_sockets};
+use super::{nat::Nat, serve, take_sockets};
 use crate::{
     cgroup::{self, Layout},
     sys::{self, Cloned},
 };
+
+/// The answer when the rules for a subnet are made; anything else is the reason why not.
+pub const NAT_DONE: &str = "done";
 
 /// Runs the guard, and in its child the server.
 pub fn main() -> ! {
@@ -71,6 +74,7 @@ fn run() -> io::Result<()> {
 /// Waits for the daemon or the server to end; gives the control groups that may exist.
 fn watch(guard: &OwnedFd, server: &OwnedFd) -> BTreeSet<PathBuf> {
     let mut groups = BTreeSet::new();
+    let mut nat = Nat::default();
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(guard.as_fd(), PollFlags::IN),
@@ -85,6 +89,13 @@ fn watch(guard: &OwnedFd, server: &OwnedFd) -> BTreeSet<PathBuf> {
             return groups;
         }
         match sys::receive(guard, true) {
+            Ok(Some((data, _))) if data.starts_with(b"nat ") => {
+                let answer = match nat.start(&String::from_utf8_lossy(&data[4..])) {
+                    Ok(()) => NAT_DONE.to_owned(),
+                    Err(reason) => reason.chars().take(1000).collect(),
+                };
+                _ = sys::send(guard, answer.as_bytes(), &[]);
+            }
             Ok(Some((data, _))) => {
                 groups.insert(PathBuf::from(String::from_utf8_lossy(&data).into_owned()));
                 // Most are long gone.

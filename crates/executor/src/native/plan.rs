@@ -20,8 +20,8 @@ use crate::{
     hosts, rootfs, sys,
     user::User,
     wire::{
-        Confinement, Container, Content, Fd, Place, Plan, PlannedDevice, PlannedMount, Program,
-        Source,
+        Confinement, Container, Content, Fd, Link, Place, Plan, PlannedDevice, PlannedMount,
+        Program, Source,
     },
 };
 
@@ -202,6 +202,7 @@ pub fn container(
     spec: &Spec,
     layout: &Layout,
     group: &StepGroup,
+    link: Option<Link>,
     fds: &mut Fds,
 ) -> Result<Container, ExecError> {
     let sandbox = spec.security == Security::Sandbox;
@@ -244,6 +245,7 @@ pub fn container(
     Ok(Container {
         hostname: hostname(spec).to_owned(),
         own_network: spec.network != Network::Host,
+        link,
         own_pids: !spec.no_process_sandbox,
         root,
         root_readonly: spec.root.readonly,
