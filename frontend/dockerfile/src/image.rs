@@ -4,6 +4,7 @@
 //! up in images.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base::Platform;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -57,7 +58,7 @@ pub struct Image {
     pub rootfs: RootFs,
     /// How it was made.
     #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
-    pub history: Vec<History>,
+    pub history: Vec<Arc<History>>,
     /// How containers run.
     #[serde(default, deserialize_with = "nullable")]
     pub config: Config,

@@ -205,7 +205,8 @@ impl Lowering<'_> {
         stage.source.base = reference;
         let (reference, lines) = (stage.source.base.clone(), stage.source.lines);
         let code = stage.source.code.clone();
-        let name = self.naming.step(stage, &format!("FROM {reference}"), Some(&platform), None);
+        let shown = self.naming.platform(Some(&platform), None);
+        let name = self.naming.step(stage, &format!("FROM {reference}"), &shown);
         let mut meta = Meta::named(name).with_platform(platform.clone());
         meta.description.insert("com.docker.dockerfile.v1.command".to_owned(), code);
         let meta = self.located(meta, lines);

@@ -123,10 +123,11 @@ impl Lowering<'_> {
         let id = job.place.stage;
         let lexer = self.lexer;
         let stage = &mut self.stages[id];
-        let env = stage.state.env.clone();
-        let platform = stage.platform.clone().unwrap_or_else(|| self.target.clone());
-        let text = instruction_text(lexer, &job.place.code, &env);
-        job.name = self.naming.step(stage, &text, Some(&platform), Some(&env));
+        let env = &stage.state.env;
+        let platform = stage.platform.as_ref().unwrap_or(&self.target);
+        let text = instruction_text(lexer, &job.place.code, env);
+        let platform = self.naming.platform(Some(platform), Some(env));
+        job.name = self.naming.step(stage, &text, &platform);
         let mut actions = Vec::new();
         for path in job.sources.paths.clone() {
             let copy = self.copy_path(&mut job, &path)?;
@@ -157,7 +158,7 @@ impl Lowering<'_> {
             let stage = &mut self.stages[id];
             stage.step = stage.step.saturating_sub(1);
             let link = format!("LINK {text}");
-            let link = self.naming.step(stage, &link, Some(&platform), Some(&env));
+            let link = self.naming.step(stage, &link, &platform);
             let group =
                 pb::ProgressGroup { id: base::id::random_id(), name: job.name.clone(), weak: true };
             let copied = Meta { progress_group: Some(group.clone()), ..meta };

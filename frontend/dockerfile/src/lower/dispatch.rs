@@ -34,6 +34,9 @@ impl Lowering<'_> {
     /// Turns a stage's instructions into operations.
     pub(super) fn dispatch_stage(&mut self, id: StageId) -> Result<()> {
         self.stages.inherit(id);
+        let stage = &self.stages[id];
+        // What is inherited is shared, but a long chain of stages still holds many shares.
+        self.count(64 * (stage.state.env.len() + stage.image.history.len() + stage.args.len()))?;
         self.start_stage(id)?;
         for step in std::mem::take(&mut self.stages[id].steps) {
             let lines = step.instruction.lines;

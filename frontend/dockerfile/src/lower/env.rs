@@ -1,27 +1,30 @@
 //! Variables in the order of their latest assignment.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::shell::Variables;
 
 /// Variables of a stage, or global args.
 #[derive(Debug, Clone, Default)]
 pub struct Env {
-    entries: Vec<Option<(String, String)>>,
-    index: HashMap<String, usize>,
+    /// Shared, since every stage begins with those of its base.
+    entries: Vec<Option<(Arc<str>, Arc<str>)>>,
+    index: HashMap<Arc<str>, usize>,
 }
 
 impl Env {
     /// Sets a variable and moves it to the end.
     pub fn set(&mut self, name: &str, value: &str) {
         self.remove(name);
-        self.index.insert(name.to_owned(), self.entries.len());
-        self.entries.push(Some((name.to_owned(), value.to_owned())));
+        let name: Arc<str> = name.into();
+        self.index.insert(Arc::clone(&name), self.entries.len());
+        self.entries.push(Some((name, value.into())));
         // Holes of variables set again are closed before they outnumber the rest.
         if self.entries.len() > 2 * self.index.len() + 16 {
             self.entries.retain(Option::is_some);
             let names = self.entries.iter().flatten().enumerate();
-            self.index = names.map(|(at, (name, _))| (name.clone(), at)).collect();
+            self.index = names.map(|(at, (name, _))| (Arc::clone(name), at)).collect();
         }
     }
 
@@ -34,12 +37,22 @@ impl Env {
 
     /// All variables in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.entries.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.entries.iter().flatten().map(|(name, value)| (&**name, &**value))
     }
 
     /// Names in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.iter().map(|(name, _)| name)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
     }
 
     /// Size of all names and values.

@@ -2,6 +2,8 @@
 //!
 //! Source: Dockerfile notes §15.2.
 
+use std::sync::Arc;
+
 use super::env::Env;
 use super::stage::Stage;
 use crate::image::History;
@@ -43,13 +45,13 @@ impl Epoch {
 impl Stage {
     /// Adds an entry.
     pub fn commit(&mut self, created_by: String, layer: bool, epoch: Option<Epoch>) {
-        self.image.history.push(History {
+        self.image.history.push(Arc::new(History {
             created: epoch.map(Epoch::rfc3339).unwrap_or_default(),
             created_by,
             comment: COMMENT.to_owned(),
             empty_layer: !layer,
             author: String::new(),
-        });
+        }));
     }
 }
 

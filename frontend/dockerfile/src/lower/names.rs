@@ -17,25 +17,21 @@ pub struct Naming {
 }
 
 impl Naming {
+    /// What names say of the platform a step is for, and of what it builds for.
+    pub fn platform(self, platform: Option<&Platform>, env: Option<&Env>) -> String {
+        let Some(platform) = platform.filter(|_| self.platforms) else { return String::new() };
+        let target = env.and_then(target_platform);
+        let target = target.map_or(String::new(), |target| cross(platform, target));
+        format!("{}{target} ", platform.format_all())
+    }
+
     /// `[platform stage 1/2] text`; counts the step.
-    pub fn step(
-        self,
-        stage: &mut Stage,
-        text: &str,
-        platform: Option<&Platform>,
-        env: Option<&Env>,
-    ) -> String {
+    pub fn step(self, stage: &mut Stage, text: &str, platform: &str) -> String {
         if stage.steps_total == 0 {
             return text.to_owned();
         }
         let mut out = String::from("[");
-        if let Some(platform) = platform.filter(|_| self.platforms) {
-            out.push_str(&platform.format_all());
-            if let Some(target) = env.and_then(target_platform) {
-                out.push_str(&cross(platform, target));
-            }
-            out.push(' ');
-        }
+        out.push_str(platform);
         if !stage.name.is_empty() {
             out.push_str(&stage.name);
             out.push(' ');
@@ -114,10 +110,12 @@ mod tests {
         env.set("TARGETARCH", "arm");
         let platform = Platform::new("linux", "amd64");
         let naming = Naming { platforms: true };
-        let name = naming.step(&mut stage, "RUN x", Some(&platform), Some(&env));
+        let shown = naming.platform(Some(&platform), Some(&env));
+        let name = naming.step(&mut stage, "RUN x", &shown);
         assert_eq!(name, "[linux/amd64->arm/v7 app  1/10] RUN x");
         stage.onbuild = true;
-        let name = Naming { platforms: false }.step(&mut stage, "RUN y", Some(&platform), None);
+        assert_eq!(Naming { platforms: false }.platform(Some(&platform), None), "");
+        let name = naming.step(&mut stage, "RUN y", "");
         assert_eq!(name, "[app  2/10] ONBUILD RUN y");
     }
 

@@ -49,9 +49,10 @@ impl Lowering<'_> {
         let masked = Masked { env: &stage.state.env, secrets: secret_names(&mounts) };
         let lexer = Lexer { raw_quotes: true, skip_unset: true, ..lexer };
         let text = instruction_text(lexer, &code, &masked);
-        let (env, platform) = (stage.state.env.clone(), stage.state.platform.clone());
-        let name = self.naming.step(stage, &text, platform.as_ref(), Some(&env));
-        let state = &stage.state;
+        let platform = stage.state.platform.clone();
+        let shown = self.naming.platform(platform.as_ref(), Some(&stage.state.env));
+        let name = self.naming.step(stage, &text, &shown);
+        let (state, env) = (&stage.state, &stage.state.env);
         exec.args = args;
         exec.env = env.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         exec.cwd = if state.dir.is_empty() { "/".to_owned() } else { state.dir.clone() };
@@ -64,8 +65,9 @@ impl Lowering<'_> {
         if self.client.has_cap("exec.meta.linux.resources") {
             meta.linux_resources = self.client.options.resources.clone();
         }
-        let history = format!("RUN {} # buildkit", run_text(&exec.args, &stage.args, &env));
-        self.count(2 * history.len() + env.size())?;
+        let history = format!("RUN {} # buildkit", run_text(&exec.args, &stage.args, env));
+        let size = 2 * history.len() + env.size();
+        self.count(size)?;
         let meta = self.located(meta, place.lines);
         let root = self.graph.exec(exec, meta).root;
         let epoch = self.epoch;

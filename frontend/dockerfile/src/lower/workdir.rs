@@ -47,9 +47,10 @@ impl Lowering<'_> {
                 timestamp: self.epoch.map(|epoch| epoch.unix_nanos()),
                 ..Mkdir::new(dir.clone())
             };
-            let env = stage.state.env.clone();
-            let text = instruction_text(lexer, &place.code, &env);
-            let name = self.naming.step(stage, &text, Some(&platform), Some(&env));
+            let env = &stage.state.env;
+            let text = instruction_text(lexer, &place.code, env);
+            let shown = self.naming.platform(Some(&platform), Some(env));
+            let name = self.naming.step(stage, &text, &shown);
             let root = stage.state.output;
             let meta = self.located(Meta::named(name), place.lines);
             let output = self.graph.file(root, vec![FileAction::Mkdir(mkdir)], meta);

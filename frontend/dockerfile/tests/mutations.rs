@@ -1,0 +1,199 @@
+//! No input makes the frontend panic, hang or grow without bound.
+//!
+//! Mutates corpus files and runs all phases on each. The seed is fixed, or taken from
+//! `RBUILD_SEED`; `RBUILD_MUTATIONS` sets how many.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{FolderBridge, Images, block_on};
+use dockerfile::context::{Client, DockerfileSource};
+use dockerfile::lint::Linter;
+use dockerfile::lower::{self, Request};
+use dockerfile::shell::{Empty, Lexer};
+use dockerfile::{report, requests, text};
+use llb::pb;
+
+/// A small generator, so that a seed means the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as usize) % limit.max(1)
+    }
+}
+
+const PIECES: &[&str] = &[
+    "FROM ",
+    "RUN ",
+    "COPY ",
+    "ADD ",
+    "ENV ",
+    "ARG ",
+    "ONBUILD ",
+    "--from=",
+    "--mount=type=",
+    "<<EOF\n",
+    "EOF\n",
+    "\\\n",
+    "# check=skip=all\n",
+    "${A:-",
+    "}",
+    "\"",
+    "'",
+    "$",
+    "[\"a\"]",
+    "\u{feff}",
+    "\0",
+    "\u{85}",
+    "é",
+    "--chmod=",
+    "http://h/x",
+    "https://h/r.git?ref=a#b:c",
+    "/./",
+    "${A//x/y}",
+    "scratch",
+    " AS a\n",
+    "\r\n",
+    "=",
+    ",",
+    ":",
+    "EXPOSE 1-65535\n",
+    "STOPSIGNAL ",
+];
+
+fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut data = seeds[random.below(seeds.len())].clone();
+    for _ in 0..=random.below(6) {
+        let at = random.below(data.len() + 1);
+        match random.below(7) {
+            0 if at < data.len() => data[at] = random.below(256) as u8,
+            1 => {
+                let end = (at + random.below(20)).min(data.len());
+                data.drain(at..end);
+            }
+            2 => {
+                let other = &seeds[random.below(seeds.len())];
+                let from = random.below(other.len() + 1);
+                let to = (from + random.below(200)).min(other.len());
+                data.splice(at..at, other[from..to].iter().copied());
+            }
+            3 => {
+                let end = (at + random.below(60)).min(data.len());
+                let piece = data[at..end].repeat(random.below(20));
+                data.splice(at..at, piece);
+            }
+            4 => data.truncate(at),
+            _ => {
+                let piece = PIECES[random.below(PIECES.len())];
+                data.splice(at..at, piece.bytes());
+            }
+        }
+    }
+    data
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn mutated_files_are_handled() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let mut folders: Vec<_> =
+        std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    let seeds: Vec<Vec<u8>> =
+        folders.iter().filter_map(|folder| std::fs::read(folder.join("Dockerfile")).ok()).collect();
+    let images = Arc::new(Images::read(&root.join("stub-images.json")));
+    let mut random = Random(number("RBUILD_SEED", 1));
+    let clients: Vec<Client> = ["linux/amd64", "windows/amd64"]
+        .into_iter()
+        .map(|platform| {
+            let mut bridge = FolderBridge::new(&root, Arc::clone(&images));
+            bridge.options.insert("platform".to_owned(), platform.to_owned());
+            bridge.options.insert("build-arg:A".to_owned(), "x".to_owned());
+            block_on(Client::new(Arc::new(bridge), false)).unwrap()
+        })
+        .collect();
+    for round in 0..number("RBUILD_MUTATIONS", 1_500) {
+        let before = random.0;
+        let data = mutate(&mut random, &seeds);
+        let started = Instant::now();
+        run(&clients[(round % 2) as usize], &data);
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(120), "state {before}: {took:?}");
+    }
+}
+
+fn run(client: &Client, data: &[u8]) {
+    let data = bytes::Bytes::copy_from_slice(data);
+    let info = pb::SourceInfo { data: data.clone(), ..Default::default() };
+    let source = DockerfileSource { data, info, vertex: String::new() };
+    let request =
+        Request { platform: client.options.platforms.first().cloned(), all_stages: false };
+    let mut linter = Linter::new(Default::default());
+    let result = block_on(lower::convert(client, &source, &request, &mut linter));
+    match result.and_then(|converted| Ok((converted.definition()?, converted))) {
+        Ok((definition, converted)) => {
+            llb_is_well_formed(&definition);
+            serde_json::from_slice::<serde_json::Value>(&converted.image.to_json()).unwrap();
+        }
+        Err(error) => assert!(!report::explain(&error, "Dockerfile", &source.data).is_empty()),
+    }
+    block_on(requests::lint(client, &source));
+    let decoded = text::from_bytes(&source.data);
+    assert_eq!(text::to_bytes(&decoded), source.data);
+    for mode in 0..8 {
+        let lexer = Lexer {
+            raw_quotes: mode & 1 > 0,
+            raw_escapes: mode & 2 > 0,
+            skip_unset: mode & 4 > 0,
+            ..Lexer::new('\\')
+        };
+        let _ = lexer.words(&decoded, &Empty);
+    }
+    let _ = dockerfile::lint::Config::of_file(&source.data);
+}
+
+fn llb_is_well_formed(definition: &pb::Definition) {
+    if !definition.def.is_empty() {
+        let platform = base::Platform::new("linux", "amd64");
+        let options = llb::ParseOptions { default_platform: &platform, capabilities: None };
+        llb::Definition::parse(definition, &options).expect("the graph can be loaded");
+    }
+}
+
+#[test]
+fn hostile_files_are_bounded() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let images = Arc::new(Images::read(&root.join("stub-images.json")));
+    let client = block_on(Client::new(Arc::new(FolderBridge::new(&root, images)), false)).unwrap();
+    let doubling = (0..64).map(|_| "ENV A=${A:-xxxxxxxx}$A$A\n").collect::<String>();
+    let files = [
+        // A variable that doubles itself.
+        format!("FROM scratch\n{doubling}"),
+        // Each process repeats a large variable.
+        format!("FROM scratch\nENV A={}\n{}", "x".repeat(60_000), "RUN x\n".repeat(10_000)),
+        // Deep nesting.
+        format!("FROM scratch\nENV A={}{}\n", "${B:-".repeat(10_000), "}".repeat(10_000)),
+        format!("FROM scratch\n{}\n", "ONBUILD ".repeat(8_000)),
+        format!("FROM scratch\nRUN {}", "[".repeat(60_000)),
+        // Long chains.
+        format!("FROM scratch\n{}", "RUN x\n".repeat(20_000)),
+        (0..2_000).map(|n| format!("FROM scratch AS s{n}\nCOPY --from=s{n} a b\n")).collect(),
+        (0..1_000).map(|n| format!("FROM s{} AS s{n}\nENV V{n}=1\n", n.max(1) - 1)).collect(),
+        format!("FROM scratch\n{}", "EXPOSE 1-65535\n".repeat(50)),
+    ];
+    for file in files {
+        let started = Instant::now();
+        run(&client, file.as_bytes());
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(300), "{file:.60}: {took:?}");
+    }
+}
