@@ -70,3 +70,61 @@ async fn umoci_unpacks_layouts() {
     assert_eq!(std::fs::read_to_string(world.at("bundle/rootfs/etc/a")).unwrap(), "a");
     assert_eq!(std::fs::read_to_string(world.at("bundle/rootfs/b")).unwrap(), "b");
 }
+
+/// A real registry, where `docker-registry` and `skopeo` are installed.
+#[tokio::test]
+async fn pushed_images_are_read_from_a_real_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let root = folder.path().display();
+    let config = format!(
+        "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {root}/data}}\nhttp:\n  addr: {address}\n"
+    );
+    std::fs::write(folder.path().join("config.yml"), config).unwrap();
+    let serve = Command::new("docker-registry")
+        .arg("serve")
+        .arg(folder.path().join("config.yml"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let Ok(mut child) = serve else {
+        eprintln!("skipped: docker-registry is not installed");
+        return;
+    };
+    while std::net::TcpStream::connect(&address).is_err() {
+        assert!(child.try_wait().unwrap().is_none(), "docker-registry ended");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let world = World::new().await;
+    let amd = world.layer(None, "x", &[("amd", "a")]).await;
+    let arm = world.layer(None, "x", &[("arm", "b")]).await;
+    let client = oci::registry::Client::new(oci::registry::Options::default());
+    let registries: exporter::Registries = std::sync::Arc::new(move |insecure| {
+        let anonymous = std::sync::Arc::new(oci::registry::Anonymous);
+        std::sync::Arc::new(client.session(anonymous, insecure))
+    });
+    for (name, result, types) in [
+        ("single:1", single(&amd), "true"),
+        ("single:docker", single(&amd), "false"),
+        ("multi:1", two_platforms(&amd, &arm), "true"),
+        ("multi:docker", two_platforms(&amd, &arm), "false"),
+    ] {
+        let name = format!("{address}/{name}");
+        let attrs = [("name", name.as_str()), ("push", "true"), ("oci-mediatypes", types)];
+        let exporters = exporter::Exporters::new(world.store.clone());
+        let exporter = exporters.resolve("image", crate::map(&attrs), 30).unwrap();
+        let mut request = world.request(0, result);
+        request.registries = registries.clone();
+        let exported = exporter.export(request).await.unwrap();
+        exported.finish.unwrap().await.unwrap();
+        let image = format!("docker://{name}");
+        let args = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &image];
+        let Some(text) = run("skopeo", &args) else { break };
+        assert_eq!(text.trim(), exported.response["containerimage.digest"]);
+        let target = format!("oci:{}:x", folder.path().join("copied").display());
+        run("skopeo", &["copy", "--src-tls-verify=false", "--all", &image, &target]);
+    }
+    _ = child.kill();
+    _ = child.wait();
+}
