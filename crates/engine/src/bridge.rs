@@ -104,7 +104,11 @@ pub(crate) fn lazy(handle: &RefHandle) -> Result<Arc<LazyRef>, FrontendError> {
 
 impl JobBridge {
     /// A bridge for another frontend of the same build.
-    fn child(&self, options: BTreeMap<String, String>, inputs: BTreeMap<String, pb::Definition>) -> Arc<Self> {
+    fn child(
+        &self,
+        options: BTreeMap<String, String>,
+        inputs: BTreeMap<String, pb::Definition>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             engine: self.engine.clone(),
             job: self.job.clone(),
@@ -176,13 +180,20 @@ impl Bridge for JobBridge {
         if let Some(import) = request.cache_imports.first() {
             return Err(FrontendError::with_code(
                 Code::Unimplemented,
-                format!("importing a {} cache is not supported by this daemon yet; leave --cache-from out", import.kind),
+                format!(
+                    "importing a {} cache is not supported by this daemon yet; leave --cache-from out",
+                    import.kind
+                ),
             ));
         }
         let result = match request.what {
             SolveWhat::Nothing => FrontendResult::default(),
-            SolveWhat::Definition(definition) if definition.def.is_empty() => FrontendResult::default(),
-            SolveWhat::Definition(definition) => FrontendResult::single(Some(self.handle(definition))),
+            SolveWhat::Definition(definition) if definition.def.is_empty() => {
+                FrontendResult::default()
+            }
+            SolveWhat::Definition(definition) => {
+                FrontendResult::single(Some(self.handle(definition)))
+            }
             SolveWhat::Frontend { name, options, inputs } => {
                 self.engine.run_frontend(&name, self.child(options, inputs)).await?
             }
@@ -193,8 +204,12 @@ impl Bridge for JobBridge {
         Ok(result)
     }
 
-    async fn resolve_source_meta(&self, request: SourceMetaRequest) -> Result<SourceMeta, FrontendError> {
-        let platform = request.platform.clone().unwrap_or_else(|| self.engine.worker().platforms[0].clone());
+    async fn resolve_source_meta(
+        &self,
+        request: SourceMetaRequest,
+    ) -> Result<SourceMeta, FrontendError> {
+        let platform =
+            request.platform.clone().unwrap_or_else(|| self.engine.worker().platforms[0].clone());
         let identifier = request.source.identifier.clone();
         let name = match request.log_name.as_str() {
             "" => format!("resolve image config for {identifier}"),
@@ -226,7 +241,9 @@ impl Bridge for JobBridge {
                 journal.completed(&digest, false, None);
                 Ok(SourceMeta {
                     source: request.source,
-                    image: meta.image.map(|image| ImageMeta { digest: image.digest, config: image.config }),
+                    image: meta
+                        .image
+                        .map(|image| ImageMeta { digest: image.digest, config: image.config }),
                     git: meta.git.map(|git| GitMeta {
                         checksum: git.checksum,
                         reference: git.reference,
@@ -258,12 +275,21 @@ impl Bridge for JobBridge {
         self.blocking(reference, path, move |tree, path| read_file(tree, path, range)).await
     }
 
-    async fn read_dir(&self, reference: &RefHandle, path: &str, include: &str) -> Result<Vec<FileStat>, FrontendError> {
+    async fn read_dir(
+        &self,
+        reference: &RefHandle,
+        path: &str,
+        include: &str,
+    ) -> Result<Vec<FileStat>, FrontendError> {
         let include = include.to_owned();
         self.blocking(reference, path, move |tree, path| read_dir(tree, path, &include)).await
     }
 
-    async fn stat_file(&self, reference: &RefHandle, path: &str) -> Result<FileStat, FrontendError> {
+    async fn stat_file(
+        &self,
+        reference: &RefHandle,
+        path: &str,
+    ) -> Result<FileStat, FrontendError> {
         self.blocking(reference, path, stat_file).await
     }
 
@@ -291,7 +317,8 @@ pub(crate) async fn evaluate(result: &FrontendResult) -> Result<(), FrontendErro
         Refs::Single(reference) => reference.iter().collect(),
         Refs::Map(map) => map.values().flatten().collect(),
     };
-    let attested = result.attestations.values().flatten().filter_map(|item| item.reference.as_ref());
+    let attested =
+        result.attestations.values().flatten().filter_map(|item| item.reference.as_ref());
     let all = handles.into_iter().chain(attested).map(|handle| resolve(Some(handle)));
     futures_util::future::try_join_all(all).await.map(|_| ())
 }
@@ -310,7 +337,13 @@ fn open(tree: &Tree, path: &str, flags: OFlags) -> Result<std::fs::File, std::io
         "" => ".",
         inside => inside,
     };
-    let fd = rustix::fs::openat2(tree.fd(), inside, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    let fd = rustix::fs::openat2(
+        tree.fd(),
+        inside,
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )?;
     Ok(fd.into())
 }
 
@@ -327,7 +360,9 @@ fn read_file(tree: &Tree, path: &str, range: Option<FileRange>) -> Result<Bytes,
     if length > MAX_FILE {
         return Err(FrontendError::with_code(
             Code::ResourceExhausted,
-            format!("{path} has {length} bytes, more than the {MAX_FILE} that can be read at once; read it by ranges"),
+            format!(
+                "{path} has {length} bytes, more than the {MAX_FILE} that can be read at once; read it by ranges"
+            ),
         ));
     }
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(range.offset)).map_err(failed)?;
@@ -338,7 +373,8 @@ fn read_file(tree: &Tree, path: &str, range: Option<FileRange>) -> Result<Bytes,
 
 fn stat_of(metadata: &std::fs::Metadata, path: String, linkname: String) -> FileStat {
     let device = metadata.rdev();
-    let is_device = metadata.mode() & 0o170_000 == 0o020_000 || metadata.mode() & 0o170_000 == 0o060_000;
+    let is_device =
+        metadata.mode() & 0o170_000 == 0o020_000 || metadata.mode() & 0o170_000 == 0o060_000;
     FileStat {
         path,
         mode: gomode::from_unix(metadata.mode()),
@@ -362,15 +398,18 @@ fn stat_file(tree: &Tree, path: &str) -> Result<FileStat, FrontendError> {
 fn read_dir(tree: &Tree, path: &str, include: &str) -> Result<Vec<FileStat>, FrontendError> {
     use std::os::fd::AsRawFd as _;
     let failed = |error| io_error("open", path, error);
-    let include = Patterns::new(Some(include))
-        .map_err(|error| FrontendError::new(format!("invalid include pattern {include:?}: {error}")))?;
+    let include = Patterns::new(Some(include)).map_err(|error| {
+        FrontendError::new(format!("invalid include pattern {include:?}: {error}"))
+    })?;
     let folder = open(tree, path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?;
     // The descriptor is the folder: nothing below it is followed.
     let listed = std::path::PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
     let mut entries = Vec::new();
     let mut links: BTreeMap<(u64, u64), String> = BTreeMap::new();
     let mut names = std::fs::read_dir(&listed)
-        .and_then(|list| list.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>())
+        .and_then(|list| {
+            list.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>()
+        })
         .map_err(failed)?;
     names.sort();
     for name in names {

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use executor::{Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Pipes, Root, Secret, Spec};
+use executor::{
+    Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Pipes, Root, Secret, Spec,
+};
 use frontend_api::{Code, FrontendError, RefHandle};
 use gateway::{Container, NewContainer, Process, ProcessEvent, ProcessInput};
 use llb::pb::{self, MountType};
@@ -68,7 +70,10 @@ impl gateway::Containers for Containers {
             mounts.push(self.prepare(mount, handle).await?);
         }
         if !mounts.iter().any(|mount| mount.mount.dest == "/") {
-            return Err(FrontendError::with_code(Code::InvalidArgument, "container needs a mount at /"));
+            return Err(FrontendError::with_code(
+                Code::InvalidArgument,
+                "container needs a mount at /",
+            ));
         }
         Ok(Arc::new(Running {
             engine: self.engine.clone(),
@@ -83,10 +88,17 @@ impl gateway::Containers for Containers {
 }
 
 impl Containers {
-    async fn prepare(&self, mount: pb::Mount, handle: Option<RefHandle>) -> Result<Prepared, FrontendError> {
+    async fn prepare(
+        &self,
+        mount: pb::Mount,
+        handle: Option<RefHandle>,
+    ) -> Result<Prepared, FrontendError> {
         if mount.mount_type() != MountType::Bind {
             if mount.dest == "/" {
-                return Err(FrontendError::with_code(Code::InvalidArgument, "the mount at / must be a bind mount"));
+                return Err(FrontendError::with_code(
+                    Code::InvalidArgument,
+                    "the mount at / must be a bind mount",
+                ));
             }
             return Ok(Prepared { mount, handle, tree: None, _written: None, _read: None });
         }
@@ -98,11 +110,17 @@ impl Containers {
         let failed = |error| failure::internal("prepare a container's mount", error);
         // A root is written to when mount points are made, even where the process may not write.
         let (tree, written) = match &reference {
-            Some(reference) if mount.readonly && mount.dest != "/" => (reference.tree().map_err(failed)?, None),
+            Some(reference) if mount.readonly && mount.dest != "/" => {
+                (reference.tree().map_err(failed)?, None)
+            }
             parent => {
                 let description = format!("mount {} of a container", mount.dest);
                 let written = store
-                    .create(NewRecord { parent: parent.as_ref(), description, ..NewRecord::default() })
+                    .create(NewRecord {
+                        parent: parent.as_ref(),
+                        description,
+                        ..NewRecord::default()
+                    })
                     .map_err(failed)?;
                 (written.tree().map_err(failed)?, Some(written))
             }
@@ -118,9 +136,13 @@ impl Container for Running {
         process: Process,
         input: mpsc::Receiver<ProcessInput>,
     ) -> Result<mpsc::Receiver<ProcessEvent>, FrontendError> {
-        let first = !std::mem::replace(&mut self.state.lock().expect("no panic with the state").created, true);
+        let first = !std::mem::replace(
+            &mut self.state.lock().expect("no panic with the state").created,
+            true,
+        );
         let wanted = |fd: u32| process.fds.contains(&fd);
-        let (mut io, pipes) = Io::piped().map_err(|error| failure::internal("make pipes for a process", error))?;
+        let (mut io, pipes) =
+            Io::piped().map_err(|error| failure::internal("make pipes for a process", error))?;
         if !wanted(0) && !process.tty {
             io.stdin = None;
         }
@@ -141,7 +163,8 @@ impl Container for Running {
                     None => executor.exec(&id, described, io, hooks).await,
                 }
             };
-            let (exit, ()) = tokio::join!(run, relay(pipes, input, events_in, out.clone(), pty, cancel));
+            let (exit, ()) =
+                tokio::join!(run, relay(pipes, input, events_in, out.clone(), pty, cancel));
             let event = exit_event(exit, &names);
             if let (true, ProcessEvent::Exit { error: Some(error), .. }) = (first, &event) {
                 state.lock().expect("no panic with the state").failed = Some(error.clone());
@@ -197,18 +220,28 @@ impl Running {
         match group.secret(id).await {
             Ok(Some(data)) => Ok(Some(data)),
             Ok(None) | Err(_) if optional => Ok(None),
-            Ok(None) => Err(FrontendError::with_code(Code::NotFound, format!("secret {id}: not found"))),
+            Ok(None) => {
+                Err(FrontendError::with_code(Code::NotFound, format!("secret {id}: not found")))
+            }
             Err(error) => Err(FrontendError::new(error.to_string())),
         }
     }
 
-    async fn spec(&self, described: executor::Process, process: &Process) -> Result<Spec, FrontendError> {
+    async fn spec(
+        &self,
+        described: executor::Process,
+        process: &Process,
+    ) -> Result<Spec, FrontendError> {
         let machine = &self.engine.machine;
         let security = process.security;
-        if security == pb::SecurityMode::Insecure && !self.job.entitlements.contains("security.insecure") {
+        if security == pb::SecurityMode::Insecure
+            && !self.job.entitlements.contains("security.insecure")
+        {
             return Err(FrontendError::new("security.insecure is not allowed"));
         }
-        if self.request.network == pb::NetMode::Host && !self.job.entitlements.contains("network.host") {
+        if self.request.network == pb::NetMode::Host
+            && !self.job.entitlements.contains("network.host")
+        {
             return Err(FrontendError::new("network.host is not allowed"));
         }
         let op = |error: ops::OpError| failure::from_op(&error);
@@ -222,7 +255,9 @@ impl Running {
                 MountType::Bind => {
                     let tree = prepared.tree.as_ref().expect("bind mounts have trees");
                     let fd = tree.fd().try_clone_to_owned();
-                    let tree = Arc::new(fd.map_err(|error| failure::internal("duplicate a descriptor", error))?);
+                    let tree = Arc::new(
+                        fd.map_err(|error| failure::internal("duplicate a descriptor", error))?,
+                    );
                     if dest == "/" {
                         root = Some(Root { tree, readonly: mount.readonly });
                         continue;
@@ -231,13 +266,20 @@ impl Running {
                 }
                 MountType::Tmpfs => {
                     options.nosuid = true;
-                    let size = mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
+                    let size =
+                        mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
                     MountSource::Tmpfs { size: size.filter(|size| *size > 0) }
                 }
                 MountType::Secret => {
                     let secret = mount.secret_opt.clone().unwrap_or_default();
-                    let Some(data) = self.secret(&secret.id, secret.optional).await? else { continue };
-                    options = MountOptions { nosuid: true, nodev: true, noexec: secret.mode & 0o111 == 0 };
+                    let Some(data) = self.secret(&secret.id, secret.optional).await? else {
+                        continue;
+                    };
+                    options = MountOptions {
+                        nosuid: true,
+                        nodev: true,
+                        noexec: secret.mode & 0o111 == 0,
+                    };
                     let (uid, gid, mode) = (secret.uid, secret.gid, secret.mode & 0o777);
                     MountSource::File { data: Secret(data), uid, gid, mode }
                 }
@@ -344,13 +386,21 @@ fn clamp(size: u32) -> u16 {
     u16::try_from(size).unwrap_or(u16::MAX)
 }
 
-async fn read(mut pipe: tokio::net::unix::pipe::Receiver, fd: u32, out: &mpsc::Sender<ProcessEvent>) {
+async fn read(
+    mut pipe: tokio::net::unix::pipe::Receiver,
+    fd: u32,
+    out: &mpsc::Sender<ProcessEvent>,
+) {
     let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
     loop {
         match pipe.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {
-                if out.send(ProcessEvent::Output { fd, data: buffer.split().freeze() }).await.is_err() {
+                if out
+                    .send(ProcessEvent::Output { fd, data: buffer.split().freeze() })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

@@ -104,7 +104,11 @@ pub struct Engine {
 impl Engine {
     /// An engine over a machine. Needs a tokio runtime.
     /// `jobs` are those that the machine's ops are told of.
-    pub fn new(machine: Arc<Machine>, jobs: Arc<Jobs>, settings: Settings) -> Result<Arc<Self>, store::StoreError> {
+    pub fn new(
+        machine: Arc<Machine>,
+        jobs: Arc<Jobs>,
+        settings: Settings,
+    ) -> Result<Arc<Self>, store::StoreError> {
         let keys = machine.store.load_keys()?;
         let options = solver::Options { max_parallelism: settings.max_parallelism };
         let solver = Solver::new(ops::Worker(machine.clone()), options, keys);
@@ -179,12 +183,16 @@ impl Engine {
     }
 
     /// Builds and exports. Dropping the future cancels the build.
-    pub async fn solve(self: &Arc<Self>, request: SolveRequest) -> Result<BTreeMap<String, String>, FrontendError> {
+    pub async fn solve(
+        self: &Arc<Self>,
+        request: SolveRequest,
+    ) -> Result<BTreeMap<String, String>, FrontendError> {
         let exporters = self.check(&request)?;
         let journal = Journal::create(&self.settings.journals, self.settings.log_limit)
             .map_err(|error| failure::internal("open the journal of a build", error))?;
         let id = JobId::from(request.reference.as_str());
-        let granted = request.entitlements.iter().map(|name| entitlement_name(name).to_owned()).collect();
+        let granted =
+            request.entitlements.iter().map(|name| entitlement_name(name).to_owned()).collect();
         let job = Job::new(id.clone(), request.session.clone(), journal, granted);
         self.jobs.add(&job)?;
         let solving = self.solver.job(id, job.clone());
@@ -222,7 +230,9 @@ impl Engine {
                 if let Some(epoch) = epoch {
                     attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
                 }
-                self.exporters.resolve(kind, attrs, request.compatibility).map_err(|error| failure::from_export(&error))
+                self.exporters
+                    .resolve(kind, attrs, request.compatibility)
+                    .map_err(|error| failure::from_export(&error))
             })
             .collect()
     }
@@ -235,7 +245,9 @@ impl Engine {
         solving: &solver::Job<ops::Worker>,
     ) -> impl Future<Output = Result<FrontendResult, FrontendError>> + 'a {
         let inputs = match &request.work {
-            Work::FrontendWithInputs(_, inputs) | Work::ClientSideWithInputs(inputs) => inputs.clone(),
+            Work::FrontendWithInputs(_, inputs) | Work::ClientSideWithInputs(inputs) => {
+                inputs.clone()
+            }
             _ => BTreeMap::new(),
         };
         let bridge = Arc::new(JobBridge {
@@ -257,7 +269,10 @@ impl Engine {
         async move {
             if let Some((registered, returned)) = client_side {
                 let outcome = returned.await.unwrap_or_else(|_| {
-                    Err(FrontendError::with_code(Code::Canceled, "the frontend went away without a result"))
+                    Err(FrontendError::with_code(
+                        Code::Canceled,
+                        "the frontend went away without a result",
+                    ))
                 });
                 // The result's refs live on in the result; the ids die here.
                 registered.close().await;
@@ -268,7 +283,9 @@ impl Engine {
                     use frontend_api::Bridge as _;
                     bridge.solve(frontend_api::SolveRequest::definition(definition.clone())).await
                 }
-                Work::Frontend(name) | Work::FrontendWithInputs(name, _) => self.run_frontend(name, bridge).await,
+                Work::Frontend(name) | Work::FrontendWithInputs(name, _) => {
+                    self.run_frontend(name, bridge).await
+                }
                 Work::ClientSide | Work::ClientSideWithInputs(_) => unreachable!("handled above"),
             }
         }
@@ -281,7 +298,8 @@ impl Engine {
     ) -> Result<FrontendResult, FrontendError> {
         let source = bridge.options.get("source").map_or("", String::as_str);
         let replaced = bridge.options.keys().any(|key| key.starts_with("context:dockerfile.v0"));
-        let builtin = name == "dockerfile.v0" || name == "gateway.v0" && source == "dockerfile.v0" && !replaced;
+        let builtin = name == "dockerfile.v0"
+            || name == "gateway.v0" && source == "dockerfile.v0" && !replaced;
         if builtin && self.settings.dockerfile {
             return Box::pin(dockerfile::Dockerfile::default().solve(bridge)).await;
         }
@@ -336,15 +354,20 @@ impl Engine {
                 finishing.push(async move {
                     job.journal.started(&digest);
                     let outcome = finish.await.map_err(|error| failure::from_export(&error));
-                    job.journal.completed(&digest, false, outcome.as_ref().err().map(|error| error.message.as_str()));
+                    job.journal.completed(
+                        &digest,
+                        false,
+                        outcome.as_ref().err().map(|error| error.message.as_str()),
+                    );
                     outcome
                 });
             }
         }
         futures_util::future::try_join_all(finishing).await?;
         let shown = done.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
-        done.response
-            .extend(shown.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())));
+        done.response.extend(
+            shown.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())),
+        );
         Ok(done)
     }
 
@@ -373,7 +396,10 @@ impl Engine {
                 result: result.clone(),
                 sessions: sessions.clone(),
                 index,
-                progress: Arc::new(ExportProgress { journal: journal.clone(), digest: digest.clone() }),
+                progress: Arc::new(ExportProgress {
+                    journal: journal.clone(),
+                    digest: digest.clone(),
+                }),
                 registries: (self.settings.registries)(sessions.clone()),
                 inline_cache: None,
                 platform: bridge::default_platform(self),
@@ -381,7 +407,11 @@ impl Engine {
             exporter.export(request).await.map_err(|error| failure::from_export(&error))
         }
         .await;
-        journal.completed(&digest, false, outcome.as_ref().err().map(|error| error.message.as_str()));
+        journal.completed(
+            &digest,
+            false,
+            outcome.as_ref().err().map(|error| error.message.as_str()),
+        );
         Ok((digest, outcome?))
     }
 
@@ -511,17 +541,24 @@ async fn export_result(result: FrontendResult) -> Result<ExportResult, FrontendE
         Refs::Single(reference) => exported.single = bridge::resolve(reference.as_ref()).await?,
         Refs::Map(map) => {
             if !exported.metadata.contains_key("refs.platforms") {
-                return Err(FrontendError::new("build result contains multiple refs without platforms mapping"));
+                return Err(FrontendError::new(
+                    "build result contains multiple refs without platforms mapping",
+                ));
             }
             for (platform, reference) in map {
-                exported.by_platform.insert(platform.clone(), bridge::resolve(reference.as_ref()).await?);
+                exported
+                    .by_platform
+                    .insert(platform.clone(), bridge::resolve(reference.as_ref()).await?);
             }
         }
     }
     if let Some(item) = result.attestations.values().flatten().next() {
         return Err(FrontendError::with_code(
             Code::Unimplemented,
-            format!("attestations ({}) are not supported by this daemon yet; build without them", item.predicate_type),
+            format!(
+                "attestations ({}) are not supported by this daemon yet; build without them",
+                item.predicate_type
+            ),
         ));
     }
     Ok(exported)

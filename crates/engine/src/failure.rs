@@ -13,7 +13,9 @@ pub(crate) fn from_build(job: &Job, error: &BuildError<OpError>) -> FrontendErro
             let mut failure = from_op(cause);
             if failure.vertex.is_empty() {
                 let known = job.known(vertex);
-                failure.vertex = known.as_ref().map_or_else(|| vertex.to_string(), |known| known.received.to_string());
+                failure.vertex = known
+                    .as_ref()
+                    .map_or_else(|| vertex.to_string(), |known| known.received.to_string());
                 for (info, ranges) in known.map(|known| known.locations).unwrap_or_default() {
                     failure = failure.at(info, ranges);
                 }

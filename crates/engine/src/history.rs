@@ -74,7 +74,10 @@ pub(crate) enum Ended {
 
 impl History {
     /// Reads the stored records; those whose blobs are gone are dropped.
-    pub(crate) fn open(store: Arc<Store>, limits: HistoryLimits) -> Result<Arc<Self>, store::StoreError> {
+    pub(crate) fn open(
+        store: Arc<Store>,
+        limits: HistoryLimits,
+    ) -> Result<Arc<Self>, store::StoreError> {
         let table = store.table("history");
         let mut stored = BTreeMap::new();
         for (key, value) in table.scan("")? {
@@ -154,7 +157,9 @@ impl History {
                 record.logs = Some(descriptor);
                 pins.push(digest);
             }
-            Err(error) => tracing::error!(%error, build = started.reference, "cannot keep a build's log"),
+            Err(error) => {
+                tracing::error!(%error, build = started.reference, "cannot keep a build's log")
+            }
         }
         match ended {
             Ended::Success { metadata, descriptors } => {
@@ -162,11 +167,16 @@ impl History {
                     .iter()
                     .map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned()))
                     .collect();
-                let results: BTreeMap<i64, control::Descriptor> =
-                    descriptors.iter().map(|(index, descriptor)| (*index, wire_descriptor(descriptor))).collect();
+                let results: BTreeMap<i64, control::Descriptor> = descriptors
+                    .iter()
+                    .map(|(index, descriptor)| (*index, wire_descriptor(descriptor)))
+                    .collect();
                 let result_deprecated = results.values().next().cloned();
-                record.result =
-                    Some(control::BuildResultInfo { result_deprecated, results, ..Default::default() });
+                record.result = Some(control::BuildResultInfo {
+                    result_deprecated,
+                    results,
+                    ..Default::default()
+                });
             }
             Ended::Failure(error) => {
                 let status = gateway::status::to_wire(&error);
@@ -177,7 +187,9 @@ impl History {
                         record.external_error = Some(descriptor);
                         pins.push(digest);
                     }
-                    Err(error) => tracing::error!(%error, build = started.reference, "cannot keep a build's error"),
+                    Err(error) => {
+                        tracing::error!(%error, build = started.reference, "cannot keep a build's error")
+                    }
                 }
             }
         }
@@ -236,15 +248,21 @@ impl History {
     pub async fn listen(
         &self,
         request: &BuildHistoryRequest,
-    ) -> Result<(Vec<BuildHistoryEvent>, broadcast::Receiver<BuildHistoryEvent>), FrontendError> {
+    ) -> Result<(Vec<BuildHistoryEvent>, broadcast::Receiver<BuildHistoryEvent>), FrontendError>
+    {
         if request.limit < 0 {
-            return Err(FrontendError::with_code(Code::InvalidArgument, "history limit must not be negative"));
+            return Err(FrontendError::with_code(
+                Code::InvalidArgument,
+                "history limit must not be negative",
+            ));
         }
         let filters = crate::history_filter::parse(&request.filter)?;
         self.settled().await;
         let state = self.state();
         let events = self.events.subscribe();
-        let wanted = |record: &&BuildHistoryRecord| request.r#ref.is_empty() || record.r#ref == request.r#ref;
+        let wanted = |record: &&BuildHistoryRecord| {
+            request.r#ref.is_empty() || record.r#ref == request.r#ref
+        };
         let mut now: Vec<BuildHistoryEvent> = state
             .active
             .values()
@@ -256,7 +274,9 @@ impl History {
                 .stored
                 .values()
                 .filter(wanted)
-                .filter(|record| filters.is_empty() || filters.iter().any(|filter| filter.matches(record)))
+                .filter(|record| {
+                    filters.is_empty() || filters.iter().any(|filter| filter.matches(record))
+                })
                 .collect();
             if request.limit > 0 {
                 stored.sort_by_key(|record| {
@@ -264,7 +284,9 @@ impl History {
                 });
                 stored.truncate(request.limit as usize);
             }
-            now.extend(stored.into_iter().map(|record| event(BuildHistoryEventType::Complete, record)));
+            now.extend(
+                stored.into_iter().map(|record| event(BuildHistoryEventType::Complete, record)),
+            );
         }
         Ok((now, events))
     }
@@ -286,7 +308,8 @@ impl History {
         }
         let record = {
             let mut state = self.state();
-            let record = state.stored.get_mut(&request.r#ref).ok_or_else(|| missing(&request.r#ref))?;
+            let record =
+                state.stored.get_mut(&request.r#ref).ok_or_else(|| missing(&request.r#ref))?;
             record.pinned = request.pinned;
             record.generation += 1;
             self.table.put(&request.r#ref, record.encode_to_vec());

@@ -37,12 +37,18 @@ enum Order {
 }
 
 pub(crate) fn parse(filters: &[String]) -> Result<Vec<Filter>, FrontendError> {
-    filters.iter().map(|filter| filter.split(',').map(term).collect::<Result<_, _>>().map(Filter)).collect()
+    filters
+        .iter()
+        .map(|filter| filter.split(',').map(term).collect::<Result<_, _>>().map(Filter))
+        .collect()
 }
 
 fn term(text: &str) -> Result<Term, FrontendError> {
     let bad = |why: &str| {
-        FrontendError::with_code(Code::InvalidArgument, format!("invalid history filter {text:?}: {why}"))
+        FrontendError::with_code(
+            Code::InvalidArgument,
+            format!("invalid history filter {text:?}: {why}"),
+        )
     };
     let operators = ["==", "!=", "~=", ">=", "<=", ">", "<"];
     let (at, operator) = operators
@@ -84,7 +90,8 @@ fn term(text: &str) -> Result<Term, FrontendError> {
             Ok(Term::Time { completed: name == "completedAt", order, than })
         }
         ("duration", Some(order)) => {
-            let than = base::time::parse_go_duration(value).ok_or_else(|| bad("expected a duration"))?;
+            let than =
+                base::time::parse_go_duration(value).ok_or_else(|| bad("expected a duration"))?;
             Ok(Term::Duration { order, than })
         }
         _ => Err(bad("unknown field or operator")),

@@ -49,7 +49,12 @@ pub(crate) struct Known {
 }
 
 impl Job {
-    pub(crate) fn new(id: JobId, session: String, journal: Arc<Journal>, entitlements: BTreeSet<String>) -> Arc<Self> {
+    pub(crate) fn new(
+        id: JobId,
+        session: String,
+        journal: Arc<Journal>,
+        entitlements: BTreeSet<String>,
+    ) -> Arc<Self> {
         let (memo, known) = Default::default();
         Arc::new(Self { id, session, journal, memo, entitlements, known })
     }

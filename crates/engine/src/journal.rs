@@ -110,7 +110,13 @@ impl Journal {
     }
 
     /// Announces a vertex.
-    pub fn loaded(&self, digest: &str, name: &str, inputs: Vec<String>, group: Option<pb::ProgressGroup>) {
+    pub fn loaded(
+        &self,
+        digest: &str,
+        name: &str,
+        inputs: Vec<String>,
+        group: Option<pb::ProgressGroup>,
+    ) {
         let mut state = self.state();
         if state.vertices.contains_key(digest) {
             return;
@@ -356,7 +362,10 @@ impl Reader {
             self.file.read_exact_at(&mut length, self.offset)?;
             let length = u32::from_le_bytes(length) as usize;
             if self.offset + 4 + length as u64 > self.end {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "build progress is cut short"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "build progress is cut short",
+                ));
             }
             let mut frame = BytesMut::zeroed(length);
             self.file.read_exact_at(&mut frame, self.offset + 4)?;
@@ -388,7 +397,8 @@ pub fn split(message: StatusResponse) -> Vec<StatusResponse> {
         return vec![message];
     }
     let StatusResponse { vertexes, statuses, logs, warnings } = message;
-    let mut parts = vec![StatusResponse { vertexes, statuses, warnings, ..StatusResponse::default() }];
+    let mut parts =
+        vec![StatusResponse { vertexes, statuses, warnings, ..StatusResponse::default() }];
     let mut size = 0;
     for mut log in logs {
         while log.msg.has_remaining() {
@@ -435,11 +445,16 @@ mod tests {
                 all.vertexes.extend(message.vertexes);
                 all.logs.extend(message.logs);
             }
-            let last = |digest: &str| all.vertexes.iter().rfind(|vertex| vertex.digest == digest).unwrap().clone();
+            let last = |digest: &str| {
+                all.vertexes.iter().rfind(|vertex| vertex.digest == digest).unwrap().clone()
+            };
             assert!(last("a").cached && last("a").error.is_empty());
             assert_eq!(last("b").error, "context canceled");
             let text: Vec<u8> = all.logs.iter().flat_map(|log| log.msg.to_vec()).collect();
-            assert_eq!(String::from_utf8(text).unwrap(), "1234\n[output clipped, log limit 4B reached]\n");
+            assert_eq!(
+                String::from_utf8(text).unwrap(),
+                "1234\n[output clipped, log limit 4B reached]\n"
+            );
         }
         assert_eq!(journal.counts(), Counts { total: 2, cached: 1, completed: 1, warnings: 0 });
         let path = journal.path().to_owned();

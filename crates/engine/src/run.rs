@@ -12,13 +12,19 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::FileExt as _,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use base::Platform;
 use bytes::Bytes;
-use executor::{Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Pipes, Root, Spec, net::PortProxy};
+use executor::{
+    Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Pipes, Root, Spec,
+    net::PortProxy,
+};
 use frontend_api::{Code, FrontendError};
 use llb::pb;
 use store::{NewRecord, Ref};
@@ -32,6 +38,8 @@ use crate::{Engine, failure};
 
 /// Signal sent to stop a container whose image names none.
 const STOP_SIGNAL: i32 = 15;
+/// How long the output of a container that is to be forgotten can still be read.
+const LINGER: Duration = Duration::from_secs(10);
 /// Signal that cannot be ignored.
 const KILL: i32 = 9;
 
@@ -110,6 +118,8 @@ pub struct Container {
     stdin: mpsc::Sender<Option<Bytes>>,
     cancel: CancellationToken,
     stop_signal: i32,
+    /// It was to be forgotten when it ended, and it has ended.
+    forgotten: AtomicBool,
 }
 
 impl Container {
@@ -117,7 +127,8 @@ impl Container {
     pub fn ports(&self) -> Vec<Port> {
         let proxies = self.ports.lock().expect("no panic while holding ports");
         let with = proxies.iter().zip(&self.published);
-        with.map(|(proxy, container)| Port { host: proxy.address(), container: *container }).collect()
+        with.map(|(proxy, container)| Port { host: proxy.address(), container: *container })
+            .collect()
     }
 
     /// How it ended, if it did.
@@ -130,7 +141,11 @@ impl Container {
         let mut exit = self.exit.subscribe();
         match exit.wait_for(Option::is_some).await {
             Ok(exit) => exit.clone().expect("waited for it"),
-            Err(_) => Exit { code: 255, error: "the container was forgotten".into(), at: SystemTime::now() },
+            Err(_) => Exit {
+                code: 255,
+                error: "the container was forgotten".into(),
+                at: SystemTime::now(),
+            },
         }
     }
 
@@ -174,8 +189,10 @@ impl Runner {
 
     /// All containers, or only those that run; newest first.
     pub fn list(&self, all: bool) -> Vec<Arc<Container>> {
-        let mut list: Vec<_> =
-            self.containers().values().filter(|container| all || container.exit().is_none()).cloned().collect();
+        let shown = |container: &&Arc<Container>| {
+            container.exit().is_none() || all && !container.forgotten.load(Ordering::Relaxed)
+        };
+        let mut list: Vec<_> = self.containers().values().filter(shown).cloned().collect();
         list.sort_by_key(|container| std::cmp::Reverse(container.created));
         list
     }
@@ -193,7 +210,10 @@ impl Runner {
                 Code::InvalidArgument,
                 format!("{wanted} is the beginning of several container ids; give more of it"),
             )),
-            _ => Err(FrontendError::with_code(Code::NotFound, format!("no such container: {wanted}"))),
+            _ => Err(FrontendError::with_code(
+                Code::NotFound,
+                format!("no such container: {wanted}"),
+            )),
         }
     }
 
@@ -216,12 +236,19 @@ impl Runner {
     }
 
     /// Forgets a container that has ended; with `force` ends it first.
-    pub async fn remove(&self, container: &Arc<Container>, force: bool) -> Result<(), FrontendError> {
+    pub async fn remove(
+        &self,
+        container: &Arc<Container>,
+        force: bool,
+    ) -> Result<(), FrontendError> {
         if container.exit().is_none() {
             if !force {
                 return Err(FrontendError::with_code(
                     Code::FailedPrecondition,
-                    format!("container {} is running; stop it first or use --force", container.name),
+                    format!(
+                        "container {} is running; stop it first or use --force",
+                        container.name
+                    ),
                 ));
             }
             self.stop(container, Some(KILL), Duration::from_secs(5)).await;
@@ -233,17 +260,24 @@ impl Runner {
     /// Ends all containers.
     pub async fn shut_down(&self) {
         let all = self.list(false);
-        futures_util::future::join_all(all.iter().map(|one| self.stop(one, None, Duration::from_secs(3)))).await;
+        futures_util::future::join_all(
+            all.iter().map(|one| self.stop(one, None, Duration::from_secs(3))),
+        )
+        .await;
     }
 
     /// Makes and starts a container; returns when its process runs.
-    pub async fn run(self: &Arc<Self>, request: RunRequest) -> Result<Arc<Container>, FrontendError> {
+    pub async fn run(
+        self: &Arc<Self>,
+        request: RunRequest,
+    ) -> Result<Arc<Container>, FrontendError> {
         let id = base::id::random_hex(32);
         let name = match request.name.as_str() {
             "" => format!("{}_{}", adjective(&id), &id[..6]),
             name => name.to_owned(),
         };
-        if let Some(taken) = self.containers().values().find(|container| container.name == name) {
+        let taken = self.containers().values().find(|container| container.name == name).cloned();
+        if let Some(taken) = taken.filter(|taken| !taken.forgotten.load(Ordering::Relaxed)) {
             return Err(FrontendError::with_code(
                 Code::AlreadyExists,
                 format!("the container name {name} is in use by container {}", &taken.id[..12]),
@@ -251,13 +285,15 @@ impl Runner {
         }
         for port in &request.ports {
             // Better now than after the process has started.
-            std::net::TcpListener::bind(port.host).map_err(|error| port_error(port.host, &error))?;
+            std::net::TcpListener::bind(port.host)
+                .map_err(|error| port_error(port.host, &error))?;
         }
         let (image, config) = self.image(&request).await?;
         let spec = self.spec(&id, &request, &config.config).await?;
         let (spec, written) = self.with_root(spec, image.as_ref(), &request)?;
         let command = spec.process.args.clone();
-        let (io, pipes) = Io::piped().map_err(|error| failure::internal("make pipes for a container", error))?;
+        let (io, pipes) =
+            Io::piped().map_err(|error| failure::internal("make pipes for a container", error))?;
         let (events, events_out) = mpsc::channel(16);
         let (stdin, stdin_out) = mpsc::channel(16);
         let (started, has_started) = oneshot::channel();
@@ -278,6 +314,7 @@ impl Runner {
             stdin,
             cancel: cancel.clone(),
             stop_signal: signal(&config.config.stop_signal).unwrap_or(STOP_SIGNAL),
+            forgotten: AtomicBool::new(false),
         });
         let hooks = Hooks { started: Some(started), events: Some(events_out), cancel };
         let executor = self.engine.machine().executor.clone();
@@ -293,6 +330,9 @@ impl Runner {
             output.close();
             running.exit.send_replace(Some(ended(exit)));
             if remove {
+                // Whoever started it may still be on the way to its output.
+                running.forgotten.store(true, Ordering::Relaxed);
+                tokio::time::sleep(LINGER).await;
                 this.containers().remove(&running.id);
             }
         });
@@ -300,7 +340,10 @@ impl Runner {
             let exit = container.wait().await;
             self.containers().remove(&id);
             let code = if exit.code == 127 { Code::NotFound } else { Code::Unknown };
-            return Err(FrontendError::with_code(code, format!("container did not start: {}", exit.error)));
+            return Err(FrontendError::with_code(
+                code,
+                format!("container did not start: {}", exit.error),
+            ));
         }
         if let Err(error) = self.publish(&container, &request.ports).await {
             container.cancel.cancel();
@@ -316,18 +359,24 @@ impl Runner {
             return Ok(());
         }
         let network = self.engine.machine().executor.network(&container.id);
-        let network = network.map_err(|error| failure::internal("enter a container's network", error))?;
+        let network =
+            network.map_err(|error| failure::internal("enter a container's network", error))?;
         for port in ports {
             let proxy = PortProxy::start(port.host, network.clone(), port.container)
                 .await
-                .map_err(|error| FrontendError::with_code(Code::Unavailable, format!("publish port: {error}")))?;
+                .map_err(|error| {
+                    FrontendError::with_code(Code::Unavailable, format!("publish port: {error}"))
+                })?;
             container.ports.lock().expect("no panic while holding ports").push(proxy);
         }
         Ok(())
     }
 
     /// The image's tree and config; pulled if the store does not have it.
-    async fn image(&self, request: &RunRequest) -> Result<(Option<Ref>, oci::ImageConfig), FrontendError> {
+    async fn image(
+        &self,
+        request: &RunRequest,
+    ) -> Result<(Option<Ref>, oci::ImageConfig), FrontendError> {
         let machine = self.engine.machine();
         let reference = oci::Reference::parse(&request.image)
             .map_err(|error| FrontendError::with_code(Code::InvalidArgument, error.to_string()))?;
@@ -336,7 +385,11 @@ impl Runner {
                 identifier: format!("docker-image://{reference}"),
                 attrs: [("image.resolvemode".to_owned(), "local".to_owned())].into(),
             },
-            platform: request.platform.clone().unwrap_or_else(|| self.engine.worker().platforms[0].clone()).normalize(),
+            platform: request
+                .platform
+                .clone()
+                .unwrap_or_else(|| self.engine.worker().platforms[0].clone())
+                .normalize(),
             group: machine.sessions.group(Vec::<String>::new()),
             memo: Arc::default(),
             progress: source::Progress::silent(),
@@ -350,8 +403,9 @@ impl Runner {
         };
         let meta = machine.sources.metadata(question).await.map_err(failed)?;
         let config = meta.image.map(|image| image.config).unwrap_or_default();
-        let config: oci::ImageConfig = serde_json::from_slice(&config)
-            .map_err(|error| FrontendError::new(format!("config of image {}: {error}", request.image)))?;
+        let config: oci::ImageConfig = serde_json::from_slice(&config).map_err(|error| {
+            FrontendError::new(format!("config of image {}: {error}", request.image))
+        })?;
         let progress = source::Progress::silent();
         let mut instance = machine.sources.resolve(source).await.map_err(failed)?;
         instance.cache_key(0, &progress).await.map_err(failed)?;
@@ -368,7 +422,9 @@ impl Runner {
         request: &RunRequest,
         config: &oci::config::RunConfig,
     ) -> Result<Unrooted, FrontendError> {
-        let pick = |asked: &str, image: &str| if asked.is_empty() { image.to_owned() } else { asked.to_owned() };
+        let pick = |asked: &str, image: &str| {
+            if asked.is_empty() { image.to_owned() } else { asked.to_owned() }
+        };
         let mut args = request.entrypoint.clone().unwrap_or_else(|| config.entrypoint.clone());
         if !request.args.is_empty() {
             args.extend(request.args.iter().cloned());
@@ -405,7 +461,8 @@ impl Runner {
                 format!("ports cannot be published with --network {}", request.network),
             ));
         }
-        let mounts = request.volumes.iter().map(|volume| volume_mount(volume)).collect::<Result<_, _>>()?;
+        let mounts =
+            request.volumes.iter().map(|volume| volume_mount(volume)).collect::<Result<_, _>>()?;
         let process = executor::Process {
             args,
             env: executor::env::unique(&env),
@@ -460,7 +517,9 @@ fn ended(exit: Result<executor::Exit, ExecError>) -> Exit {
     match exit {
         Ok(exit) => Exit { code: exit.code, error: String::new(), at },
         Err(ExecError::Cancelled) => Exit { code: 137, error: String::new(), at },
-        Err(ExecError::Start { program, reason, code }) => Exit { code, error: format!("{program}: {reason}"), at },
+        Err(ExecError::Start { program, reason, code }) => {
+            Exit { code, error: format!("{program}: {reason}"), at }
+        }
         Err(error) => Exit { code: 125, error: error.to_string(), at },
     }
 }
@@ -478,7 +537,9 @@ pub fn host_address(ip: &str, port: u32) -> Result<SocketAddr, FrontendError> {
     let bad = |what: String| FrontendError::with_code(Code::InvalidArgument, what);
     let ip: IpAddr = match ip {
         "" => Ipv4Addr::UNSPECIFIED.into(),
-        text => text.parse().map_err(|_| bad(format!("{text} is not an IP address to publish on")))?,
+        text => {
+            text.parse().map_err(|_| bad(format!("{text} is not an IP address to publish on")))?
+        }
     };
     let port = u16::try_from(port).map_err(|_| bad(format!("{port} is not a port")))?;
     Ok(SocketAddr::new(ip, port))
@@ -488,7 +549,9 @@ fn volume_mount(volume: &str) -> Result<Mount, FrontendError> {
     let bad = || {
         FrontendError::with_code(
             Code::InvalidArgument,
-            format!("volume {volume:?} is not HOST:CONTAINER[:ro] with absolute paths; named volumes are not supported"),
+            format!(
+                "volume {volume:?} is not HOST:CONTAINER[:ro] with absolute paths; named volumes are not supported"
+            ),
         )
     };
     let parts: Vec<&str> = volume.split(':').collect();
@@ -506,14 +569,17 @@ fn volume_mount(volume: &str) -> Result<Mount, FrontendError> {
 
 /// Number of a signal as images name it: `SIGTERM`, `TERM` or `15`.
 pub fn signal(name: &str) -> Option<i32> {
-    name.parse().ok().filter(|number| (1..65).contains(number)).or_else(|| gateway::signal_number(name))
+    name.parse()
+        .ok()
+        .filter(|number| (1..65).contains(number))
+        .or_else(|| gateway::signal_number(name))
 }
 
 /// A word for a container nobody named.
 fn adjective(id: &str) -> &'static str {
     const WORDS: &[&str] = &[
-        "able", "brave", "calm", "deft", "eager", "fair", "glad", "keen", "kind", "lively", "merry", "neat", "quick",
-        "sharp", "swift", "warm",
+        "able", "brave", "calm", "deft", "eager", "fair", "glad", "keen", "kind", "lively",
+        "merry", "neat", "quick", "sharp", "swift", "warm",
     ];
     let digit = id.bytes().last().and_then(|byte| (byte as char).to_digit(16)).unwrap_or(0);
     WORDS[digit as usize % WORDS.len()]
@@ -667,7 +733,10 @@ mod tests {
 
     #[test]
     fn signals_and_volumes() {
-        assert_eq!((signal("SIGTERM"), signal("QUIT"), signal("9"), signal("NO")), (Some(15), Some(3), Some(9), None));
+        assert_eq!(
+            (signal("SIGTERM"), signal("QUIT"), signal("9"), signal("NO")),
+            (Some(15), Some(3), Some(9), None)
+        );
         assert!(volume_mount("/a:/b:ro").unwrap().readonly);
         assert!(volume_mount("name:/b").is_err());
     }

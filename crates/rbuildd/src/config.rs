@@ -103,24 +103,72 @@ pub struct Spaces {
 
 /// Keys that are read, `*` standing for any name; and what to say of those that have no effect.
 const KNOWN: &[&str] = &[
-    "debug", "trace", "root", "insecure-entitlements", "log.format", "log.level", "grpc.address",
-    "grpc.debugAddress", "grpc.uid", "grpc.gid", "grpc.tls.cert", "grpc.tls.key", "grpc.tls.ca",
-    "dns.nameservers", "dns.options", "dns.searchDomains", "history.maxAge", "history.maxEntries",
-    "frontend.*.enabled", "system.maxRegistryConcurrency", "registry.*.mirrors", "registry.*.http",
-    "registry.*.insecure", "registry.*.ca", "registry.*.tlsconfigdir", "registry.*.keypair",
-    "worker.oci.enabled", "worker.oci.labels", "worker.oci.platforms", "worker.oci.snapshotter",
-    "worker.oci.noProcessSandbox", "worker.oci.binary", "worker.oci.apparmor-profile",
-    "worker.oci.defaultCgroupParent", "worker.oci.max-parallelism", "worker.oci.networkMode", "worker.oci.gc",
-    "worker.oci.reservedSpace", "worker.oci.maxUsedSpace", "worker.oci.minFreeSpace",
-    "worker.oci.gckeepstorage", "worker.oci.gcpolicy", "worker.containerd.enabled", "proxyNetwork",
-    "cdi.disabled", "cdi.specDirs", "cdi.autoAllowed", "otel.socketPath",
+    "debug",
+    "trace",
+    "root",
+    "insecure-entitlements",
+    "log.format",
+    "log.level",
+    "grpc.address",
+    "grpc.debugAddress",
+    "grpc.uid",
+    "grpc.gid",
+    "grpc.tls.cert",
+    "grpc.tls.key",
+    "grpc.tls.ca",
+    "dns.nameservers",
+    "dns.options",
+    "dns.searchDomains",
+    "history.maxAge",
+    "history.maxEntries",
+    "frontend.*.enabled",
+    "system.maxRegistryConcurrency",
+    "registry.*.mirrors",
+    "registry.*.http",
+    "registry.*.insecure",
+    "registry.*.ca",
+    "registry.*.tlsconfigdir",
+    "registry.*.keypair",
+    "worker.oci.enabled",
+    "worker.oci.labels",
+    "worker.oci.platforms",
+    "worker.oci.snapshotter",
+    "worker.oci.noProcessSandbox",
+    "worker.oci.binary",
+    "worker.oci.apparmor-profile",
+    "worker.oci.defaultCgroupParent",
+    "worker.oci.max-parallelism",
+    "worker.oci.networkMode",
+    "worker.oci.gc",
+    "worker.oci.reservedSpace",
+    "worker.oci.maxUsedSpace",
+    "worker.oci.minFreeSpace",
+    "worker.oci.gckeepstorage",
+    "worker.oci.gcpolicy",
+    "worker.containerd.enabled",
+    "proxyNetwork",
+    "cdi.disabled",
+    "cdi.specDirs",
+    "cdi.autoAllowed",
+    "otel.socketPath",
 ];
 /// Keys of the original that are read by it but not here.
 const WITHOUT_EFFECT: &[&str] = &[
-    "provenanceEnvDir", "grpc.securityDescriptor", "system.platformsCacheMaxAge", "cache", "worker.containerd",
-    "worker.oci.rootless", "worker.oci.selinux", "worker.oci.proxySnapshotterPath", "worker.oci.stargzSnapshotter",
-    "worker.oci.cniConfigPath", "worker.oci.cniBinaryPath", "worker.oci.cniPoolSize", "worker.oci.bridgeName",
-    "worker.oci.bridgeSubnet", "frontend.gateway.v0.allowedRepositories",
+    "provenanceEnvDir",
+    "grpc.securityDescriptor",
+    "system.platformsCacheMaxAge",
+    "cache",
+    "worker.containerd",
+    "worker.oci.rootless",
+    "worker.oci.selinux",
+    "worker.oci.proxySnapshotterPath",
+    "worker.oci.stargzSnapshotter",
+    "worker.oci.cniConfigPath",
+    "worker.oci.cniBinaryPath",
+    "worker.oci.cniPoolSize",
+    "worker.oci.bridgeName",
+    "worker.oci.bridgeSubnet",
+    "frontend.gateway.v0.allowedRepositories",
 ];
 
 impl Config {
@@ -129,11 +177,17 @@ impl Config {
         let path = flags.config.clone().unwrap_or_else(|| "/etc/buildkit/buildkitd.toml".into());
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => String::new(),
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() =>
+            {
+                String::new()
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 bail!("configuration file {} does not exist", path.display())
             }
-            Err(error) => return Err(error).with_context(|| format!("read configuration {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("read configuration {}", path.display()));
+            }
         };
         Self::from_text(&text, flags).with_context(|| format!("configuration {}", path.display()))
     }
@@ -157,11 +211,18 @@ impl Config {
         let trace = flags.trace.unwrap_or(file.trace);
         let level = flags.log_level.clone().or(file.log.level);
         let log_level = match level {
-            Some(level) if matches!(level.as_str(), "error" | "warn" | "warning" | "info" | "debug" | "trace") => {
+            Some(level)
+                if matches!(
+                    level.as_str(),
+                    "error" | "warn" | "warning" | "info" | "debug" | "trace"
+                ) =>
+            {
                 level.replace("warning", "warn")
             }
             Some(level) if matches!(level.as_str(), "fatal" | "panic") => "error".into(),
-            Some(level) => bail!("unknown log level {level:?}; use error, warn, info, debug or trace"),
+            Some(level) => {
+                bail!("unknown log level {level:?}; use error, warn, info, debug or trace")
+            }
             None if trace => "trace".into(),
             None if debug => "debug".into(),
             None => "info".into(),
@@ -180,7 +241,9 @@ impl Config {
         for name in names {
             match name.as_str() {
                 "network.host" | "security.insecure" | "device" => _ = entitlements.insert(name),
-                other => bail!("unknown entitlement {other:?}; there are network.host, security.insecure and device"),
+                other => bail!(
+                    "unknown entitlement {other:?}; there are network.host, security.insecure and device"
+                ),
             }
         }
         let cdi_disabled = flags.cdi_disabled.or(file.cdi.disabled).unwrap_or(false);
@@ -189,20 +252,30 @@ impl Config {
         }
         let mut labels = oci.labels;
         for label in &flags.oci_worker_labels {
-            let (key, value) =
-                label.split_once('=').with_context(|| format!("worker label {label:?} is not KEY=VALUE"))?;
+            let (key, value) = label
+                .split_once('=')
+                .with_context(|| format!("worker label {label:?} is not KEY=VALUE"))?;
             labels.insert(key.to_owned(), value.to_owned());
         }
-        let platforms = if flags.oci_worker_platform.is_empty() { oci.platforms } else { flags.oci_worker_platform.clone() };
+        let platforms = if flags.oci_worker_platform.is_empty() {
+            oci.platforms
+        } else {
+            flags.oci_worker_platform.clone()
+        };
         let platforms = platforms
             .iter()
-            .map(|text| Platform::parse(text).map(|platform| platform.normalize()).map_err(Into::into))
+            .map(|text| {
+                Platform::parse(text).map(|platform| platform.normalize()).map_err(Into::into)
+            })
             .collect::<anyhow::Result<_>>()?;
-        let snapshotter = match flags.oci_worker_snapshotter.clone().or(oci.snapshotter).as_deref() {
+        let snapshotter = match flags.oci_worker_snapshotter.clone().or(oci.snapshotter).as_deref()
+        {
             None | Some("auto" | "") => snapshot::Choice::Auto,
             Some("overlayfs" | "overlay") => snapshot::Choice::Overlay,
             Some("native") => snapshot::Choice::Native,
-            Some(other) => bail!("snapshotter {other:?} is not supported; use auto, overlayfs or native"),
+            Some(other) => {
+                bail!("snapshotter {other:?} is not supported; use auto, overlayfs or native")
+            }
         };
         let network = match flags.oci_worker_net.clone().or(oci.network_mode).as_deref() {
             None | Some("auto" | "" | "host") => executor::Network::Host,
@@ -214,13 +287,16 @@ impl Config {
                 .dns
                 .nameservers
                 .iter()
-                .map(|text| text.parse().with_context(|| format!("name server {text:?} is not an address")))
+                .map(|text| {
+                    text.parse().with_context(|| format!("name server {text:?} is not an address"))
+                })
                 .collect::<anyhow::Result<_>>()?,
             search_domains: file.dns.search_domains,
             options: file.dns.options,
         };
         let disk = root.ancestors().find(|path| path.exists()).and_then(store::disk_total);
-        let size = |value: &Option<Value>| value.as_ref().map_or(Ok(0), |value| disk_space(value, disk));
+        let size =
+            |value: &Option<Value>| value.as_ref().map_or(Ok(0), |value| disk_space(value, disk));
         let mut spaces = Spaces {
             reserved: size(&oci.reserved_space.or(oci.gckeepstorage))?,
             max_used: size(&oci.max_used_space)?,
@@ -229,8 +305,11 @@ impl Config {
         if let Some(text) = &flags.oci_worker_gc_keepstorage {
             spaces = keep_storage(text)?;
         }
-        let policies =
-            oci.gcpolicy.into_iter().map(|policy| policy.read(disk)).collect::<anyhow::Result<Vec<_>>>()?;
+        let policies = oci
+            .gcpolicy
+            .into_iter()
+            .map(|policy| policy.read(disk))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let mut history = HistoryLimits::default();
         if let Some(age) = &file.history.max_age {
             history.max_age = duration(age)?;
@@ -250,10 +329,17 @@ impl Config {
         Ok(Self {
             root,
             addresses,
-            socket_owner: (file.grpc.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()), gid),
+            socket_owner: (
+                file.grpc.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+                gid,
+            ),
             tls,
             allow_plain_loopback: flags.allow_plain_loopback,
-            debug_address: flags.debugaddr.clone().or(file.grpc.debug_address).filter(|text| !text.is_empty()),
+            debug_address: flags
+                .debugaddr
+                .clone()
+                .or(file.grpc.debug_address)
+                .filter(|text| !text.is_empty()),
             log_level,
             log_json,
             entitlements,
@@ -262,16 +348,28 @@ impl Config {
             snapshotter,
             network,
             dns,
-            runtime: flags.oci_worker_binary.clone().or(oci.binary).filter(|name| !name.is_empty()).map(PathBuf::from),
+            runtime: flags
+                .oci_worker_binary
+                .clone()
+                .or(oci.binary)
+                .filter(|name| !name.is_empty())
+                .map(PathBuf::from),
             apparmor_profile: flags.oci_worker_apparmor_profile.clone().or(oci.apparmor_profile),
             cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
-            no_process_sandbox: flags.oci_worker_no_process_sandbox.or(oci.no_process_sandbox).unwrap_or(false),
+            no_process_sandbox: flags
+                .oci_worker_no_process_sandbox
+                .or(oci.no_process_sandbox)
+                .unwrap_or(false),
             max_parallelism: flags.oci_max_parallelism.or(oci.max_parallelism).unwrap_or(0),
             gc: flags.oci_worker_gc.or(oci.gc).unwrap_or(true),
             policies,
             spaces,
             history,
-            dockerfile: file.frontend.get("dockerfile.v0").and_then(|one| one.enabled).unwrap_or(true),
+            dockerfile: file
+                .frontend
+                .get("dockerfile.v0")
+                .and_then(|one| one.enabled)
+                .unwrap_or(true),
             registries: oci::registry::Hosts(
                 file.registry.into_iter().map(|(host, table)| (host, table.read())).collect(),
             ),
@@ -279,7 +377,10 @@ impl Config {
             idle_timeout: flags
                 .idle_timeout
                 .as_ref()
-                .map(|text| base::time::parse_go_duration(text).with_context(|| format!("{text:?} is not a duration")))
+                .map(|text| {
+                    base::time::parse_go_duration(text)
+                        .with_context(|| format!("{text:?} is not a duration"))
+                })
                 .transpose()?,
             warnings,
         })
@@ -303,7 +404,9 @@ fn refuse(flags: &Flags, file: &File) -> anyhow::Result<()> {
         bail!("--oci-worker=false leaves no worker; leave the flag out");
     }
     if flags.proxy_network.unwrap_or(file.proxy_network) {
-        bail!("proxy networking is not supported; use --oci-worker-net=none or per-step network modes");
+        bail!(
+            "proxy networking is not supported; use --oci-worker-net=none or per-step network modes"
+        );
     }
     if flags.save_cache_debug == Some(true) {
         bail!("--save-cache-debug is not supported; look at the progress log instead");
@@ -312,7 +415,9 @@ fn refuse(flags: &Flags, file: &File) -> anyhow::Result<()> {
         bail!("--oci-worker-selinux is not supported; leave it out");
     }
     if flags.oci_worker_proxy_snapshotter_path.as_deref().is_some_and(|path| !path.is_empty()) {
-        bail!("--oci-worker-proxy-snapshotter-path is not supported; use --oci-worker-snapshotter=overlayfs");
+        bail!(
+            "--oci-worker-proxy-snapshotter-path is not supported; use --oci-worker-snapshotter=overlayfs"
+        );
     }
     Ok(())
 }
@@ -377,12 +482,11 @@ fn is_below(pattern: &str, path: &str) -> bool {
 
 fn duration(value: &Value) -> anyhow::Result<Duration> {
     match value {
-        Value::Integer(seconds) => {
-            Ok(Duration::from_secs(u64::try_from(*seconds).context("durations cannot be negative")?))
-        }
-        Value::String(text) => {
-            base::time::parse_go_duration(text).with_context(|| format!("{text:?} is not a duration such as 48h"))
-        }
+        Value::Integer(seconds) => Ok(Duration::from_secs(
+            u64::try_from(*seconds).context("durations cannot be negative")?,
+        )),
+        Value::String(text) => base::time::parse_go_duration(text)
+            .with_context(|| format!("{text:?} is not a duration such as 48h")),
         other => bail!("{other} is not a duration"),
     }
 }
@@ -399,7 +503,8 @@ fn disk_space(value: &Value, disk: Option<u64>) -> anyhow::Result<u64> {
         return Ok(store::percent_of_disk(percent, disk));
     }
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..end].parse().with_context(|| format!("{text:?} is not a size such as 10GB"))?;
+    let number: f64 =
+        text[..end].parse().with_context(|| format!("{text:?} is not a size such as 10GB"))?;
     let unit = text[end..].trim().to_ascii_lowercase();
     let scale = match unit.trim_end_matches('b').trim_end_matches('i') {
         "" => 1u64,
@@ -415,7 +520,10 @@ fn disk_space(value: &Value, disk: Option<u64>) -> anyhow::Result<u64> {
 
 fn keep_storage(text: &str) -> anyhow::Result<Spaces> {
     let mut sizes = text.split(',').map(|part| {
-        part.trim().parse::<u64>().map(|mb| mb * 1_000_000).with_context(|| format!("{part:?} is not a number of MB"))
+        part.trim()
+            .parse::<u64>()
+            .map(|mb| mb * 1_000_000)
+            .with_context(|| format!("{part:?} is not a number of MB"))
     });
     let mut next = || sizes.next().unwrap_or(Ok(0));
     Ok(Spaces { reserved: next()?, min_free: next()?, max_used: next()? })
@@ -605,9 +713,14 @@ struct PolicyFile {
 
 impl PolicyFile {
     fn read(self, disk: Option<u64>) -> anyhow::Result<GcPolicy> {
-        let size = |value: &Option<Value>| value.as_ref().map_or(Ok(0), |value| disk_space(value, disk));
+        let size =
+            |value: &Option<Value>| value.as_ref().map_or(Ok(0), |value| disk_space(value, disk));
         Ok(GcPolicy {
-            filters: self.filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?,
+            filters: self
+                .filters
+                .iter()
+                .map(|text| Filter::parse(text))
+                .collect::<Result<_, _>>()?,
             all: self.all,
             keep_duration: self.keep_duration.as_ref().map(duration).transpose()?,
             reserved_space: size(&self.reserved_space.or(self.keep_bytes))?,
@@ -655,8 +768,15 @@ mod tests {
         let config = load(text, &flags).unwrap();
         assert_eq!(config.labels["org.mobyproject.buildkit.worker.sandbox"], "true");
         assert_eq!(config.registries.0["docker.io"].mirrors, ["localhost:5000"]);
-        assert!(!config.gc && config.log_level == "debug" && config.entitlements.contains("network.host"));
-        assert_eq!(config.warnings, ["configuration key `worker.containerd` has no effect in this daemon"]);
+        assert!(
+            !config.gc
+                && config.log_level == "debug"
+                && config.entitlements.contains("network.host")
+        );
+        assert_eq!(
+            config.warnings,
+            ["configuration key `worker.containerd` has no effect in this daemon"]
+        );
     }
 
     #[test]
@@ -702,6 +822,9 @@ mod tests {
         assert_eq!((config.spaces.reserved, config.spaces.max_used), (3 << 29, 1000));
         assert_eq!(config.policies[0].keep_duration, Some(Duration::from_secs(172_800)));
         assert_eq!(config.policies[0].max_used_space, 512 << 20);
-        assert_eq!(disk_space(&Value::String("10%".into()), Some(100 << 30)).unwrap(), 11_000_000_000);
+        assert_eq!(
+            disk_space(&Value::String("10%".into()), Some(100 << 30)).unwrap(),
+            11_000_000_000
+        );
     }
 }

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, os::unix::fs::FileExt as _, pin::Pin, sync::Arc
 use async_trait::async_trait;
 use base::Digest;
 use bytes::BytesMut;
-use proto::containerd::services::content::v1::{self as wire, content_server::Content as ContentService};
+use proto::containerd::services::content::v1::{
+    self as wire, content_server::Content as ContentService,
+};
 use store::Store;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +25,9 @@ pub struct Content {
 type Answers<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
 
 fn parse(digest: &str) -> Result<Digest, Status> {
-    digest.parse().map_err(|error: base::ParseDigestError| Status::invalid_argument(error.to_string()))
+    digest
+        .parse()
+        .map_err(|error: base::ParseDigestError| Status::invalid_argument(error.to_string()))
 }
 
 fn read_only<T>() -> Result<T, Status> {
@@ -36,7 +40,8 @@ impl Content {
         let not_found = || Status::not_found(format!("content {digest}: not found"));
         let size = content.size(digest).ok_or_else(not_found)?;
         let at = content.created_at(digest).map(Into::into);
-        let labels: BTreeMap<String, String> = content.info(digest).map(|info| info.labels).unwrap_or_default();
+        let labels: BTreeMap<String, String> =
+            content.info(digest).map(|info| info.labels).unwrap_or_default();
         Ok(wire::Info {
             digest: digest.to_string(),
             size: i64::try_from(size).unwrap_or(i64::MAX),
@@ -49,24 +54,36 @@ impl Content {
 
 #[async_trait]
 impl ContentService for Content {
-    async fn info(&self, request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+    async fn info(
+        &self,
+        request: Request<wire::InfoRequest>,
+    ) -> Result<Response<wire::InfoResponse>, Status> {
         let digest = parse(&request.into_inner().digest)?;
         Ok(Response::new(wire::InfoResponse { info: Some(self.describe(&digest)?) }))
     }
 
     type ListStream = Answers<wire::ListContentResponse>;
 
-    async fn list(&self, _: Request<wire::ListContentRequest>) -> Result<Response<Self::ListStream>, Status> {
+    async fn list(
+        &self,
+        _: Request<wire::ListContentRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
         let all = self.store.content().list();
-        let info: Vec<wire::Info> = all.iter().filter_map(|(digest, _)| self.describe(digest).ok()).collect();
-        let answers: Vec<_> =
-            info.chunks(100).map(|part| Ok(wire::ListContentResponse { info: part.to_vec() })).collect();
+        let info: Vec<wire::Info> =
+            all.iter().filter_map(|(digest, _)| self.describe(digest).ok()).collect();
+        let answers: Vec<_> = info
+            .chunks(100)
+            .map(|part| Ok(wire::ListContentResponse { info: part.to_vec() }))
+            .collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
     }
 
     type ReadStream = Answers<wire::ReadContentResponse>;
 
-    async fn read(&self, request: Request<wire::ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        request: Request<wire::ReadContentRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
         let digest = parse(&request.digest)?;
         let file = self
@@ -75,9 +92,12 @@ impl ContentService for Content {
             .open(&digest)
             .map_err(|_| Status::not_found(format!("content {digest}: not found")))?;
         let size = file.metadata().map_err(|error| Status::internal(error.to_string()))?.len();
-        let start = u64::try_from(request.offset).map_err(|_| Status::out_of_range("negative offset"))?;
+        let start =
+            u64::try_from(request.offset).map_err(|_| Status::out_of_range("negative offset"))?;
         if start > size {
-            return Err(Status::out_of_range(format!("offset {start} is beyond the {size} bytes of {digest}")));
+            return Err(Status::out_of_range(format!(
+                "offset {start} is beyond the {size} bytes of {digest}"
+            )));
         }
         let wanted = u64::try_from(request.size).ok().filter(|size| *size > 0).unwrap_or(u64::MAX);
         let end = start.saturating_add(wanted).min(size);
@@ -87,7 +107,9 @@ impl ContentService for Content {
             while offset < end {
                 let mut data = BytesMut::zeroed(CHUNK.min(end - offset) as usize);
                 let answer = match file.read_exact_at(&mut data, offset) {
-                    Ok(()) => Ok(wire::ReadContentResponse { offset: offset as i64, data: data.freeze() }),
+                    Ok(()) => {
+                        Ok(wire::ReadContentResponse { offset: offset as i64, data: data.freeze() })
+                    }
                     Err(error) => Err(Status::internal(format!("read {digest}: {error}"))),
                 };
                 let broken = answer.is_err();
@@ -100,7 +122,10 @@ impl ContentService for Content {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn update(&self, _: Request<wire::UpdateRequest>) -> Result<Response<wire::UpdateResponse>, Status> {
+    async fn update(
+        &self,
+        _: Request<wire::UpdateRequest>,
+    ) -> Result<Response<wire::UpdateResponse>, Status> {
         read_only()
     }
 
@@ -108,7 +133,10 @@ impl ContentService for Content {
         read_only()
     }
 
-    async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        _: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
         read_only()
     }
 

@@ -69,11 +69,17 @@ impl ControlService for Control {
         let request = request.into_inner();
         let filters = filters(&request.filter)?;
         let store = self.engine.store().clone();
-        let usage = tokio::task::spawn_blocking(move || store.disk_usage(&filters)).await.map_err(broke_off)?;
+        let usage = tokio::task::spawn_blocking(move || store.disk_usage(&filters))
+            .await
+            .map_err(broke_off)?;
         let age = Duration::from_nanos(u64::try_from(request.age_limit).unwrap_or(0));
         let old = |usage: &Usage| {
             age.is_zero()
-                || usage.last_used_at.unwrap_or(usage.created_at).elapsed().is_ok_and(|elapsed| elapsed >= age)
+                || usage
+                    .last_used_at
+                    .unwrap_or(usage.created_at)
+                    .elapsed()
+                    .is_ok_and(|elapsed| elapsed >= age)
         };
         let record = usage.into_iter().filter(old).map(usage_record).collect();
         Ok(Response::new(wire::DiskUsageResponse { record }))
@@ -81,14 +87,18 @@ impl ControlService for Control {
 
     type PruneStream = Answers<UsageRecord>;
 
-    async fn prune(&self, request: Request<wire::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+    async fn prune(
+        &self,
+        request: Request<wire::PruneRequest>,
+    ) -> Result<Response<Self::PruneStream>, Status> {
         let busy = self.idle.busy();
         let request = request.into_inner();
         let space = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
         let options = PruneOptions {
             filters: filters(&request.filter)?,
             all: request.all,
-            keep_duration: (request.keep_duration > 0).then(|| Duration::from_nanos(space(request.keep_duration))),
+            keep_duration: (request.keep_duration > 0)
+                .then(|| Duration::from_nanos(space(request.keep_duration))),
             reserved_space: space(request.reserved_space),
             max_used_space: space(request.max_used_space),
             min_free_space: space(request.min_free_space),
@@ -118,7 +128,10 @@ impl ControlService for Control {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn solve(&self, request: Request<wire::SolveRequest>) -> Result<Response<wire::SolveResponse>, Status> {
+    async fn solve(
+        &self,
+        request: Request<wire::SolveRequest>,
+    ) -> Result<Response<wire::SolveResponse>, Status> {
         let _busy = self.idle.busy();
         let request = solve_request(request.into_inner()).map_err(|error| status(&error))?;
         // On a task of its own, so that a client that goes away cancels at a well-defined point.
@@ -130,19 +143,25 @@ impl ControlService for Control {
 
     type StatusStream = Answers<wire::StatusResponse>;
 
-    async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+    async fn status(
+        &self,
+        request: Request<wire::StatusRequest>,
+    ) -> Result<Response<Self::StatusStream>, Status> {
         let busy = self.idle.busy();
         let reference = request.into_inner().r#ref;
         let stored = match self.engine.jobs().is_known(&reference) {
             true => None,
             false => self.engine.history().journal(&reference).await,
         };
-        let failed = |error: std::io::Error| Status::internal(format!("read the progress of {reference}: {error}"));
+        let failed = |error: std::io::Error| {
+            Status::internal(format!("read the progress of {reference}: {error}"))
+        };
         let mut reader = match stored {
             Some(file) => engine::Reader::finished(file).map_err(failed)?,
             None => {
                 let job = self.engine.jobs().find(&reference).await;
-                let job = job.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?;
+                let job =
+                    job.ok_or_else(|| Status::not_found(format!("no such job {reference}")))?;
                 job.journal.reader().map_err(failed)?
             }
         };
@@ -199,7 +218,10 @@ impl ControlService for Control {
         Ok(Response::new(wire::ListWorkersResponse { record: record.into_iter().collect() }))
     }
 
-    async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+    async fn info(
+        &self,
+        _: Request<wire::InfoRequest>,
+    ) -> Result<Response<wire::InfoResponse>, Status> {
         Ok(Response::new(wire::InfoResponse { buildkit_version: Some(version()) }))
     }
 
@@ -238,7 +260,8 @@ impl ControlService for Control {
                         }
                     }
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
-                        let text = format!("{missed} history events were missed; list the history again");
+                        let text =
+                            format!("{missed} history events were missed; list the history again");
                         _ = sender.send(Err(Status::data_loss(text))).await;
                         return;
                     }
@@ -253,7 +276,11 @@ impl ControlService for Control {
         &self,
         request: Request<wire::UpdateBuildHistoryRequest>,
     ) -> Result<Response<wire::UpdateBuildHistoryResponse>, Status> {
-        self.engine.history().update(&request.into_inner()).await.map_err(|error| status(&error))?;
+        self.engine
+            .history()
+            .update(&request.into_inner())
+            .await
+            .map_err(|error| status(&error))?;
         Ok(Response::new(wire::UpdateBuildHistoryResponse {}))
     }
 }
@@ -283,7 +310,9 @@ fn broke_off(error: tokio::task::JoinError) -> Status {
 fn filters(texts: &[String]) -> Result<Vec<Filter>, Status> {
     texts
         .iter()
-        .map(|text| Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string())))
+        .map(|text| {
+            Filter::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))
+        })
         .collect()
 }
 
@@ -306,7 +335,9 @@ fn gc_policy(policy: &store::GcPolicy) -> wire::types::GcPolicy {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     wire::types::GcPolicy {
         all: policy.all,
-        keep_duration: policy.keep_duration.map_or(0, |keep| i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)),
+        keep_duration: policy
+            .keep_duration
+            .map_or(0, |keep| i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX)),
         reserved_space: number(policy.reserved_space),
         filters: policy.filters.iter().map(ToString::to_string).collect(),
         max_used_space: number(policy.max_used_space),
@@ -348,7 +379,9 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
         version if version > COMPATIBILITY => {
             return Err(FrontendError::with_code(
                 Code::InvalidArgument,
-                format!("unsupported compatibility-version {version}: upgrade buildkit (max supported: {COMPATIBILITY})"),
+                format!(
+                    "unsupported compatibility-version {version}: upgrade buildkit (max supported: {COMPATIBILITY})"
+                ),
             ));
         }
         version => {
@@ -371,7 +404,8 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
         return unsupported("choosing exporters after the build", "name the output in the request");
     }
     if let Some(cache) = &wire.cache {
-        let kinds: BTreeSet<&str> = cache.exports.iter().map(|export| export.r#type.as_str()).collect();
+        let kinds: BTreeSet<&str> =
+            cache.exports.iter().map(|export| export.r#type.as_str()).collect();
         if !cache.export_ref_deprecated.is_empty() || !kinds.is_empty() {
             let kinds: Vec<&str> = kinds.into_iter().collect();
             return unsupported(
@@ -387,14 +421,19 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
         let Some(kind) = key.strip_prefix("attest:") else { continue };
         // A client's default attestation is only a wish; one that was asked for is not.
         if !value.split(',').any(|field| field == "inline-only=true" || field == "disabled=true") {
-            return unsupported(&format!("the {kind} attestation"), "build with --provenance=false and without --sbom");
+            return unsupported(
+                &format!("the {kind} attestation"),
+                "build with --provenance=false and without --sbom",
+            );
         }
     }
     let definition = wire.definition.filter(|definition| !definition.def.is_empty());
     let inputs = wire.frontend_inputs;
     let work = match (definition, wire.frontend.as_str(), inputs.is_empty()) {
         (Some(_), frontend, _) if !frontend.is_empty() => {
-            return Err(FrontendError::new("cannot solve with both Definition and Frontend specified"));
+            return Err(FrontendError::new(
+                "cannot solve with both Definition and Frontend specified",
+            ));
         }
         (Some(definition), _, _) => Work::Definition(definition),
         (None, "", true) => Work::ClientSide,
@@ -419,7 +458,6 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
     })
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,7 +473,10 @@ mod tests {
         let text = refused(wire::SolveRequest { cache: Some(cache), ..Default::default() });
         assert!(text.contains("gha"), "{text}");
         let text = refused(wire::SolveRequest { compatibility_version: 40, ..Default::default() });
-        assert_eq!(text, "unsupported compatibility-version 40: upgrade buildkit (max supported: 30)");
+        assert_eq!(
+            text,
+            "unsupported compatibility-version 40: upgrade buildkit (max supported: 30)"
+        );
         let attrs = [("attest:sbom".to_owned(), String::new())].into();
         let text = refused(wire::SolveRequest { frontend_attrs: attrs, ..Default::default() });
         assert!(text.contains("sbom"), "{text}");

@@ -14,7 +14,8 @@ const MAX_LINE: u64 = 8 << 10;
 pub async fn serve(address: &str, engine: Arc<Engine>) -> anyhow::Result<()> {
     if let Some(path) = address.strip_prefix("unix://") {
         _ = std::fs::remove_file(path);
-        let listener = tokio::net::UnixListener::bind(path).with_context(|| format!("listen on {address}"))?;
+        let listener =
+            tokio::net::UnixListener::bind(path).with_context(|| format!("listen on {address}"))?;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(answer(stream, engine.clone()));
@@ -23,7 +24,8 @@ pub async fn serve(address: &str, engine: Arc<Engine>) -> anyhow::Result<()> {
         return Ok(());
     }
     let tcp = address.strip_prefix("tcp://").unwrap_or(address);
-    let listener = tokio::net::TcpListener::bind(tcp).await.with_context(|| format!("listen on {address}"))?;
+    let listener =
+        tokio::net::TcpListener::bind(tcp).await.with_context(|| format!("listen on {address}"))?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(answer(stream, engine.clone()));

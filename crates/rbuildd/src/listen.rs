@@ -34,9 +34,9 @@ pub enum Listener {
 impl Listener {
     /// Opens `address`.
     pub async fn open(address: &str, config: &Config) -> anyhow::Result<Self> {
-        let (scheme, rest) = address
-            .split_once("://")
-            .with_context(|| format!("address {address:?} is not unix://PATH, tcp://HOST:PORT or fd://"))?;
+        let (scheme, rest) = address.split_once("://").with_context(|| {
+            format!("address {address:?} is not unix://PATH, tcp://HOST:PORT or fd://")
+        })?;
         match scheme {
             "unix" => Self::unix(Path::new(rest), config.socket_owner),
             "tcp" => Self::tcp(rest, config).await,
@@ -48,7 +48,8 @@ impl Listener {
 
     fn unix(path: &Path, owner: (u32, u32)) -> anyhow::Result<Self> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("create folder {}", folder.display()))?;
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("create folder {}", folder.display()))?;
         }
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -57,8 +58,10 @@ impl Listener {
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1)).context("set the socket's owner")?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).context("set the socket's mode")?;
+        std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))
+            .context("set the socket's owner")?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+            .context("set the socket's mode")?;
         Ok(Self::Unix(listener, Some(path.to_owned())))
     }
 
@@ -92,7 +95,8 @@ fn passed() -> anyhow::Result<Listener> {
 
 /// TLS as tonic wants it; clients must show a certificate of the authority.
 pub fn tls_config(tls: &Tls) -> anyhow::Result<ServerTlsConfig> {
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let read =
+        |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
     let identity = Identity::from_pem(read(&tls.cert)?, read(&tls.key)?);
     let config = ServerTlsConfig::new().identity(identity);
     Ok(match &tls.ca {
@@ -143,7 +147,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, context: &mut TaskContext<'_>, data: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        data: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(context, data),
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, data),
@@ -165,14 +173,20 @@ impl AsyncWrite for Connection {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),

@@ -49,7 +49,10 @@ fn main() -> ExitCode {
     executor::launcher::main_if_requested();
     let flags = Flags::parse();
     if flags.version {
-        println!("{} {} {} {}", VERSION.program, VERSION.package, VERSION.version, VERSION.revision);
+        println!(
+            "{} {} {} {}",
+            VERSION.program, VERSION.package, VERSION.version, VERSION.revision
+        );
         return ExitCode::SUCCESS;
     }
     match start(&flags) {
@@ -73,7 +76,10 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::empty());
     // Before there are threads and before memory grows.
     let launcher = executor::launcher::spawn().context("start the launcher of steps")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
     let outcome = runtime.block_on(run(&config, launcher));
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
@@ -132,7 +138,9 @@ async fn signalled() {
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::signal::unix::{SignalKind, signal};
     static SEEN: AtomicU32 = AtomicU32::new(0);
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

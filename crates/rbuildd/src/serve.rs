@@ -53,7 +53,9 @@ impl gateway::Runs for ClientRuns {
     async fn find(&self, metadata: &MetadataMap) -> Result<Arc<Run>, Status> {
         let mut ids = metadata.get_all(BUILD_ID).iter();
         let id = match (ids.next(), ids.next()) {
-            (Some(id), None) => id.to_str().map_err(|_| Status::invalid_argument("build id is not text"))?,
+            (Some(id), None) => {
+                id.to_str().map_err(|_| Status::invalid_argument("build id is not text"))?
+            }
             _ => return Err(Status::unknown("no buildid found in context")),
         };
         let run = self.0.client_run(id).await;
@@ -82,11 +84,14 @@ impl Services {
     fn routes(&self) -> anyhow::Result<Routes> {
         macro_rules! sized {
             ($server:expr) => {
-                $server.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+                $server
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE)
             };
         }
         let (engine, runner, idle) = (&self.engine, &self.runner, &self.idle);
-        let control = Control { engine: engine.clone(), idle: idle.clone(), policies: self.policies.clone() };
+        let control =
+            Control { engine: engine.clone(), idle: idle.clone(), policies: self.policies.clone() };
         let bridge = gateway::Service::new(Arc::new(ClientRuns(engine.clone())));
         let content = Content { store: engine.store().clone() };
         let images = Images { engine: engine.clone(), runner: runner.clone(), idle: idle.clone() };
@@ -125,7 +130,8 @@ impl Services {
             let stop = async move { _ = stopping.wait_for(|stopping| *stopping).await };
             match listener {
                 Listener::Unix(listener, path) => {
-                    let incoming = UnixListenerStream::new(listener).map(|stream| stream.map(Connection::Unix));
+                    let incoming = UnixListenerStream::new(listener)
+                        .map(|stream| stream.map(Connection::Unix));
                     servers.spawn(async move {
                         let served = server.serve_with_incoming_shutdown(incoming, stop).await;
                         if let Some(path) = path {
@@ -135,7 +141,8 @@ impl Services {
                     });
                 }
                 Listener::Tcp(listener, _) => {
-                    let incoming = TcpListenerStream::new(listener).map(|stream| stream.map(Connection::Tcp));
+                    let incoming =
+                        TcpListenerStream::new(listener).map(|stream| stream.map(Connection::Tcp));
                     servers.spawn(server.serve_with_incoming_shutdown(incoming, stop));
                 }
             }

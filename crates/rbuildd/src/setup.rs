@@ -41,14 +41,29 @@ pub fn logging(config: &Config) -> anyhow::Result<()> {
 
 fn ours(level: &str) -> String {
     const CRATES: &[&str] = &[
-        "rbuildd", "engine", "ops", "store", "snapshot", "executor", "session", "source", "exporter", "oci", "solver",
-        "gateway", "dockerfile",
+        "rbuildd",
+        "engine",
+        "ops",
+        "store",
+        "snapshot",
+        "executor",
+        "session",
+        "source",
+        "exporter",
+        "oci",
+        "solver",
+        "gateway",
+        "dockerfile",
     ];
     CRATES.iter().map(|name| format!("{name}={level}")).collect::<Vec<_>>().join(",")
 }
 
 /// Everything behind the services.
-pub async fn services(config: &Config, launcher: Launcher, idle: Arc<Idle>) -> anyhow::Result<Services> {
+pub async fn services(
+    config: &Config,
+    launcher: Launcher,
+    idle: Arc<Idle>,
+) -> anyhow::Result<Services> {
     let policies = match config.policies.is_empty() {
         true => {
             let given = |space: u64| (space > 0).then_some(space);
@@ -205,7 +220,9 @@ fn labels(config: &Config, snapshotter: &str) -> BTreeMap<String, String> {
 fn log_limit() -> anyhow::Result<LogLimit> {
     let max_bytes = match std::env::var("BUILDKIT_STEP_LOG_MAX_SIZE") {
         Ok(text) if text == "-1" || text.is_empty() => None,
-        Ok(text) => Some(text.parse().context("BUILDKIT_STEP_LOG_MAX_SIZE is not a number of bytes")?),
+        Ok(text) => {
+            Some(text.parse().context("BUILDKIT_STEP_LOG_MAX_SIZE is not a number of bytes")?)
+        }
         Err(_) => None,
     };
     Ok(LogLimit { max_bytes })
