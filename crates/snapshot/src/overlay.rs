@@ -3,7 +3,8 @@
 //! `snapshots/<layer>/fs` is the upper folder while the layer is written and a lower folder ever
 //! after, whiteouts and opaque marks included. Merging trees is concatenating their lists; nothing
 //! is ever copied. The work folder lives beside it for the time of a writable mount. A layer that
-//! stands over other layers than it was written over may need its [`skeleton`](crate::skeleton).
+//! stands over other layers than it was written over is shown by its [`skeleton`](crate::skeleton) or
+//! loose form.
 
 use std::{
     fs, io,
@@ -18,7 +19,7 @@ use crate::{
     folders::{Folders, Staged, bytes},
     layer::{self, Marks, settle},
     mounts::{self, OverlayFolders, OverlayForm},
-    skeleton::{Over, Skeletons},
+    skeleton::{self, Over, Skeletons},
     sys,
 };
 
@@ -58,8 +59,16 @@ impl Overlay {
     fn lower_folders(&self, lowers: &[LayerId]) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut paths = Vec::with_capacity(lowers.len() + 1);
         for (at, layer) in lowers.iter().enumerate() {
-            paths.extend(self.skeletons.needed(&self.folders, layer, &lowers[..at])?);
-            paths.push(self.folders.files(layer));
+            let mount = |lowers: &[LayerId]| self.mount_read_only(lowers);
+            let standing = self.skeletons.standing(
+                &self.folders,
+                layer,
+                &lowers[..at],
+                &self.marks(),
+                &mount,
+            )?;
+            paths.extend(standing.skeleton);
+            paths.push(standing.files);
         }
         paths.reverse();
         Ok(paths)
@@ -84,6 +93,7 @@ impl Overlay {
     }
 
     fn mount_writable(&self, lowers: &[LayerId], layer: &LayerId) -> Result<Tree, SnapshotError> {
+        self.skeletons.forget(&self.folders, layer)?;
         let upper = self.folders.files(layer);
         let failed = |error| SnapshotError::io("mount", &upper, error);
         if lowers.is_empty() {
@@ -144,7 +154,7 @@ impl Snapshotter for Overlay {
     fn create(&self, layer: &LayerId, lowers: &[LayerId]) -> Result<(), SnapshotError> {
         self.folders.check(lowers)?;
         let staged = self.stage(lowers)?;
-        Over::of(lowers).write(staged.path())?;
+        Over::written(lowers).write(staged.path())?;
         staged.commit(layer)
     }
 
@@ -167,7 +177,7 @@ impl Snapshotter for Overlay {
     }
 
     fn remove(&self, layer: &LayerId) -> Result<(), SnapshotError> {
-        self.skeletons.forget(layer);
+        self.skeletons.forget(&self.folders, layer)?;
         self.folders.remove(layer)
     }
 
@@ -229,8 +239,11 @@ impl Snapshotter for Overlay {
             }
         }
         let over = match unpacked.removes {
-            true => self.skeletons.make(&staged, &self.marks())?,
-            false => Over::Anything,
+            true => {
+                skeleton::make(&staged, &self.marks())?;
+                Over::Unpacked(lowers.into())
+            }
+            false => Over::Plain,
         };
         over.write(staged.path())?;
         Ok(staged.commit(&layer)?)
@@ -245,7 +258,8 @@ impl Snapshotter for Overlay {
         let (lower, upper) = (self.mount(lower, None)?, self.mount(upper, None)?);
         let staged = self.stage(&[])?;
         layer::write_delta(&lower, &upper, &staged.files())?;
-        self.skeletons.make(&staged, &self.marks())?.write(staged.path())?;
+        skeleton::make(&staged, &self.marks())?;
+        Over::Delta.write(staged.path())?;
         staged.commit(layer)
     }
 

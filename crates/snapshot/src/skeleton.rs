@@ -1,166 +1,203 @@
-//! Keeps whiteouts from showing when a layer stands over other layers than it was written over.
+//! What a layer shows when it stands over other layers than it was made over, as merging asks.
 //!
-//! Overlay hides whiteouts only in folders that it merges. In `[base, left]` the folder `d` of
-//! `left` is merged with that of `base`; in `[other, left]`, where `other` has no `d`, it is shown
-//! as it is, whiteouts included, as names that cannot be opened. So each layer remembers what it
-//! was written over (`snapshots/<layer>/over`), and anywhere else goes on top of its *skeleton*
-//! (`snapshots/<layer>/skeleton`): empty folders for those of its folders that hold whiteouts, which
-//! make overlay merge them.
+//! A layer remembers what it was made over (`snapshots/<layer>/over`). Anywhere else two things
+//! would be wrong:
+//!
+//! * Overlay hides whiteouts only in folders that it merges. In `[base, left]` the folder `d` of
+//!   `left` is merged with that of `base`; in `[other, left]`, where `other` has no `d`, it is shown
+//!   as it is, whiteouts included, as names that cannot be opened. So such a layer goes on top of
+//!   its *skeleton*: empty folders for those of its folders that hold whiteouts.
+//! * An overlay folder says more than its layer tar would: opaque folders hide what never was below
+//!   them, and files that were copied up but not changed hide changes of others. So such a layer is
+//!   replaced by its *loose* form: just its changes, by hard links to its files.
 //!
 //! ```text
 //! left/fs/d/          a file, and a whiteout of `d/x`     <- shown
 //! left/skeleton/d/    empty                               <- makes `d` a merged folder
 //! other/fs/
 //! ```
+//!
+//! Both are made when first needed, for frozen layers only, and thrown away if the layer is written
+//! again.
 
 use std::{
     collections::HashMap,
+    fs,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use base::{Digest, Hasher};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags},
     io::Errno,
 };
 
 use crate::{
-    LayerId, SnapshotError,
-    folders::{Folders, Staged, bytes},
-    layer::Marks,
+    LayerId, SnapshotError, Tree,
+    folders::{FILES, Folders, Staged, bytes},
+    layer::{self, Marks},
     scoped,
     sys::{self, At, SysResult},
 };
 
-/// Link in the layer's folder whose text is an [`Over`].
+/// File in the layer's folder that holds an [`Over`].
 const OVER: &str = "over";
 
-/// Folder in the layer's folder.
+/// Folders in the layer's folder.
 const SKELETON: &str = "skeleton";
+const LOOSE: &str = "loose";
 
-/// What a layer can stand over without its skeleton.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is known of how a layer was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Over {
-    /// Anything, because it holds no whiteouts.
-    Anything,
-    /// The list of layers with this digest.
-    These(Digest),
-    /// Nothing that can be told; the skeleton exists.
-    Nothing,
+    /// Without any mark that concerns other layers: it can stand anywhere.
+    Plain,
+    /// Written through a mount over these.
+    Written(Arc<[LayerId]>),
+    /// Unpacked from a tar that removes something from these. The skeleton exists if there are
+    /// whiteouts.
+    Unpacked(Arc<[LayerId]>),
+    /// Made to stand anywhere, on its skeleton.
+    Delta,
 }
 
 impl Over {
-    /// Exactly these layers.
-    pub fn of(lowers: &[LayerId]) -> Self {
-        // Overlay makes no whiteouts where there is nothing to remove.
-        if lowers.is_empty() {
-            return Self::Anything;
-        }
-        let mut hasher = Hasher::new();
-        for layer in lowers {
-            hasher.update(layer.as_str());
-            hasher.update([0]);
-        }
-        Self::These(hasher.finish())
+    /// For a layer that is about to be written over `lowers`.
+    pub fn written(lowers: &[LayerId]) -> Self {
+        // Overlay makes no marks where there is nothing to hide.
+        if lowers.is_empty() { Self::Plain } else { Self::Written(lowers.into()) }
     }
 
     /// Notes it in the folder of a layer that has no such note.
-    pub fn write(self, folder: &Path) -> Result<(), SnapshotError> {
-        let text = match self {
-            Self::Anything => "anything".to_owned(),
-            Self::These(digest) => digest.hex(),
-            Self::Nothing => "nothing".to_owned(),
+    pub fn write(&self, folder: &Path) -> Result<(), SnapshotError> {
+        let (kind, lowers) = match self {
+            Self::Plain => ("plain", &[][..]),
+            Self::Written(lowers) => ("written", &lowers[..]),
+            Self::Unpacked(lowers) => ("unpacked", &lowers[..]),
+            Self::Delta => ("delta", &[][..]),
         };
+        let mut text = format!("{kind}\n");
+        for layer in lowers {
+            text.push_str(layer.as_str());
+            text.push('\n');
+        }
         let path = folder.join(OVER);
-        rustix::fs::symlink(text, &path).map_err(|error| SnapshotError::io("make", path, error))
+        fs::write(&path, text).map_err(|error| SnapshotError::io("write", path, error))
     }
 
-    fn read(folder: &Path) -> Result<Self, SnapshotError> {
-        let path = folder.join(OVER);
-        match sys::read_link(CWD, &bytes(&path)) {
-            Ok(text) if text == b"anything" => Ok(Self::Anything),
-            Ok(text) => {
-                let digest =
-                    str::from_utf8(&text).ok().and_then(|hex| format!("sha256:{hex}").parse().ok());
-                Ok(digest.map_or(Self::Nothing, Self::These))
+    fn read(folders: &Folders, layer: &LayerId) -> Result<Self, SnapshotError> {
+        let path = folders.layer(layer).join(OVER);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(SnapshotError::Missing(layer.clone()));
             }
-            // Written by something older: nothing is known.
-            Err(Errno::NOENT) => Ok(Self::Nothing),
-            Err(error) => Err(SnapshotError::io("read", path, error)),
+            other => other.map_err(|error| SnapshotError::io("read", &path, error))?,
+        };
+        let mut lines = text.lines();
+        let kind = lines.next();
+        let lowers = lines.map(LayerId::new).collect::<Result<_, _>>();
+        match (kind, lowers) {
+            (Some("plain"), _) => Ok(Self::Plain),
+            (Some("delta"), _) => Ok(Self::Delta),
+            (Some("written"), Ok(lowers)) => Ok(Self::Written(lowers)),
+            (Some("unpacked"), Ok(lowers)) => Ok(Self::Unpacked(lowers)),
+            _ => {
+                let cause = std::io::Error::new(std::io::ErrorKind::InvalidData, "it is damaged");
+                Err(SnapshotError::io("read", path, cause))
+            }
         }
     }
 }
 
-/// What is known of layers, and of skeletons made after their layers.
+/// The folders that show a layer in one place: its files, and what has to lie below them.
+pub(crate) struct Standing {
+    pub files: PathBuf,
+    pub skeleton: Option<PathBuf>,
+}
+
+/// What is known of layers.
 #[derive(Debug, Default)]
 pub(crate) struct Skeletons {
     over: Mutex<HashMap<LayerId, Over>>,
-    /// Held while a skeleton is made for an existing layer.
+    /// Held while something is made for an existing layer.
     making: Mutex<()>,
 }
 
 impl Skeletons {
-    /// The skeleton that has to lie below `layer` when it stands over `lowers`.
-    pub fn needed(
+    /// How `layer` is shown over `lowers`. `mount` shows the layers it was made over.
+    pub fn standing(
         &self,
         folders: &Folders,
         layer: &LayerId,
         lowers: &[LayerId],
-    ) -> Result<Option<PathBuf>, SnapshotError> {
-        let over = match self.known(layer) {
-            Some(over) => over,
-            None => {
-                let over = Over::read(&folders.layer(layer))?;
-                self.note(layer, over);
-                over
-            }
+        marks: &Marks,
+        mount: &dyn Fn(&[LayerId]) -> Result<Tree, SnapshotError>,
+    ) -> Result<Standing, SnapshotError> {
+        let folder = folders.layer(layer);
+        let own = |skeleton: bool| Standing {
+            files: folder.join(FILES),
+            skeleton: Some(folder.join(SKELETON)).filter(|path| skeleton && path.exists()),
         };
-        if over == Over::Anything || over == Over::of(lowers) {
-            return Ok(None);
+        let made_over = match self.over(folders, layer)? {
+            Over::Plain => return Ok(own(false)),
+            Over::Delta => return Ok(own(true)),
+            Over::Written(made_over) if *made_over == *lowers => return Ok(own(false)),
+            Over::Unpacked(made_over) if *made_over == *lowers => return Ok(own(true)),
+            Over::Written(made_over) | Over::Unpacked(made_over) => made_over,
+        };
+        let loose = folder.join(LOOSE);
+        if !loose.exists() {
+            let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+            if !loose.exists() {
+                loosen(folders, layer, &mount(&made_over)?, marks)?;
+            }
         }
-        let path = folders.layer(layer).join(SKELETON);
-        if !path.exists() {
-            self.add(folders, layer, &path)?;
-        }
-        Ok(Some(path))
+        let skeleton = Some(loose.join(SKELETON)).filter(|path| path.exists());
+        Ok(Standing { files: loose.join(FILES), skeleton })
     }
 
-    pub fn forget(&self, layer: &LayerId) {
+    /// Nothing made for the frozen layer is right any more.
+    pub fn forget(&self, folders: &Folders, layer: &LayerId) -> Result<(), SnapshotError> {
         self.over.lock().unwrap_or_else(PoisonError::into_inner).remove(layer);
+        folders.throw(&folders.layer(layer).join(LOOSE)).map(drop)
     }
 
-    /// Makes the skeleton of a layer that is being made, and removes whiteouts that mean nothing.
-    pub fn make(&self, staged: &Staged, marks: &Marks) -> Result<Over, SnapshotError> {
-        let found = whiteout_folders(&staged.files(), Some(marks))?;
-        if found.is_empty() {
-            return Ok(Over::Anything);
+    fn over(&self, folders: &Folders, layer: &LayerId) -> Result<Over, SnapshotError> {
+        let known = self.over.lock().unwrap_or_else(PoisonError::into_inner).get(layer).cloned();
+        if let Some(known) = known {
+            return Ok(known);
         }
+        let over = Over::read(folders, layer)?;
+        let mut known = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(layer.clone(), over.clone());
+        Ok(over)
+    }
+}
+
+/// Makes the skeleton of a layer that is being made, and removes whiteouts that mean nothing. False
+/// if there are no whiteouts.
+pub(crate) fn make(staged: &Staged, marks: &Marks) -> Result<bool, SnapshotError> {
+    let found = whiteout_folders(&staged.files(), Some(marks))?;
+    if !found.is_empty() {
         write(&staged.path().join(SKELETON), &found)?;
-        Ok(Over::Nothing)
     }
+    Ok(!found.is_empty())
+}
 
-    /// Makes the skeleton of an existing, frozen layer.
-    fn add(&self, folders: &Folders, layer: &LayerId, path: &Path) -> Result<(), SnapshotError> {
-        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        if path.exists() {
-            return Ok(());
-        }
-        let found = whiteout_folders(&folders.files(layer), None)?;
-        let staged = folders.stage()?;
-        write(&staged.path().join(SKELETON), &found)?;
-        rustix::fs::rename(staged.path().join(SKELETON), path)
-            .map_err(|error| SnapshotError::io("make", path, error))
-    }
-
-    fn known(&self, layer: &LayerId) -> Option<Over> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner).get(layer).copied()
-    }
-
-    fn note(&self, layer: &LayerId, over: Over) {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.clone(), over);
-    }
+/// Makes the loose form of a frozen layer.
+fn loosen(
+    folders: &Folders,
+    layer: &LayerId,
+    base: &Tree,
+    marks: &Marks,
+) -> Result<(), SnapshotError> {
+    let staged = folders.stage()?;
+    layer::loosen(base, &folders.files(layer), &staged.files(), marks)?;
+    make(&staged, marks)?;
+    let target = folders.layer(layer).join(LOOSE);
+    rustix::fs::rename(staged.path(), &target)
+        .map_err(|error| SnapshotError::io("make", target, error))
 }
 
 fn write(skeleton: &Path, folders: &[Vec<u8>]) -> Result<(), SnapshotError> {

@@ -56,6 +56,7 @@ fn suite(make: &dyn Fn(&Path) -> Box<dyn Snapshotter>) {
         removals_stay_in_their_layer,
         roots_follow_the_parent,
         merges_and_diffs,
+        merges_take_changes_only,
         names_are_unique_and_lists_are_whole,
         a_crash_leaves_no_layer,
         usage_counts_blocks_once,
@@ -105,16 +106,20 @@ fn layers_stack(make: Make, root: &Path) {
     assert_eq!((names(&below, "d"), read(&below, "d/a")), ("a".into(), "one".into()));
     assert_eq!(read(&below, "b"), "b");
     assert!(driver.layer_path(&two).join("d/c").exists());
-    // Many layers, more than an option string could name.
-    let mut all = vec![id("one"), two];
-    for number in 0..150 {
-        let next = layer(&*driver, &format!("more-{number}"), &all, |root| {
+}
+
+/// More layers than an option string could name.
+fn many_layers(make: Make, root: &Path) {
+    let driver = make(root);
+    let mut all = Vec::new();
+    for number in 0..160 {
+        let next = layer(&*driver, &format!("a-rather-long-name-{number}"), &all, |root| {
             fs::write(root.join("count"), number.to_string()).unwrap();
         });
         all.push(next);
     }
     let tree = driver.mount(&all, None).unwrap();
-    assert_eq!((read(&tree, "count"), read(&tree, "d/a")), ("149".into(), "two".into()));
+    assert_eq!(read(&tree, "count"), "159");
 }
 
 fn removals_stay_in_their_layer(make: Make, root: &Path) {
@@ -198,6 +203,38 @@ fn merges_and_diffs(make: Make, root: &Path) {
     let undone = driver.mount(&[base, right, id("undo")], None).unwrap();
     let left = driver.mount(&left_tree, None).unwrap();
     assert_eq!(testing::show(&undone), testing::show(&left));
+}
+
+fn merges_take_changes_only(make: Make, root: &Path) {
+    let driver = make(root);
+    let base = layer(&*driver, "base", &[], |root| {
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/x"), "base").unwrap();
+        fs::write(root.join("d/y"), "base").unwrap();
+        fs::write(root.join("touched"), "base").unwrap();
+    });
+    let left = layer(&*driver, "left", std::slice::from_ref(&base), |root| {
+        fs::write(root.join("d/left"), "left").unwrap();
+        fs::write(root.join("touched"), "left").unwrap();
+    });
+    let right = layer(&*driver, "right", std::slice::from_ref(&base), |root| {
+        // Made anew: what base had is gone, but what left added is not known here.
+        fs::remove_dir_all(root.join("d")).unwrap();
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("d/right"), "right").unwrap();
+        // Opened for writing and left as it was.
+        let file = fs::OpenOptions::new().append(true).open(root.join("touched")).unwrap();
+        drop(file);
+    });
+    let list = [base, left, right];
+    let merged = driver.mount(&list, None).unwrap();
+    assert_eq!(names(&merged, "d"), "left right");
+    assert_eq!(read(&merged, "touched"), "left");
+    let alone = driver.mount(&list[2..], None).unwrap();
+    assert_eq!((names(&alone, ""), names(&alone, "d")), ("d".into(), "right".into()));
+    // On its own base nothing is different.
+    let own = driver.mount(&[list[0].clone(), list[2].clone()], None).unwrap();
+    assert_eq!((names(&own, "d"), read(&own, "touched")), ("right".into(), "base".into()));
 }
 
 fn names_are_unique_and_lists_are_whole(make: Make, root: &Path) {
@@ -344,6 +381,10 @@ fn clones_of_mounts(make: Make, root: &Path) {
 #[test]
 fn overlay() {
     suite(&|root| Box::new(Overlay::open(root).unwrap()));
+    if testing::is_root() {
+        let folder = tempfile::tempdir().unwrap();
+        many_layers(&|root| Box::new(Overlay::open(root).unwrap()), folder.path());
+    }
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(crate) enum Form {
 struct Target {
     root: OwnedFd,
     form: Form,
+    /// Files may be further names of the source's files, which nobody will write to.
+    link: bool,
     /// Names in the target of hard-linked inodes of the source.
     links: HashMap<((u32, u32), u64), Vec<u8>>,
     /// Folder times, set at the end because filling a folder changes them.
@@ -52,6 +54,23 @@ pub(crate) fn write(
     let mut sink = Target::open(target, form)?;
     let (lower, upper) = (super::open_root(lower)?, super::open_root(upper)?);
     changes::double(Some(lower.as_fd()), upper.as_fd(), &mut sink).map_err(snapshot_error)?;
+    sink.finish()
+}
+
+/// Fills the empty folder `target` with just the changes of the raw overlay layer `upper`, made over
+/// `base`, by links to its files.
+pub(crate) fn loosen(
+    base: &Tree,
+    upper: &Path,
+    target: &Path,
+    marks: &Marks,
+) -> Result<(), SnapshotError> {
+    let mut sink = Target { link: true, ..Target::open(target, Form::Overlay)? };
+    let base = super::open_root(base)?;
+    let upper = sys::open_dir(CWD, &bytes(upper))
+        .map_err(|error| SnapshotError::io("open", upper, error))?;
+    changes::overlay(Some(base.as_fd()), upper.as_fd(), marks, &mut sink)
+        .map_err(snapshot_error)?;
     sink.finish()
 }
 
@@ -76,7 +95,7 @@ impl Target {
     fn open(target: &Path, form: Form) -> Result<Self, SnapshotError> {
         let root = sys::open_dir(CWD, &bytes(target))
             .map_err(|error| SnapshotError::io("open", target, error))?;
-        Ok(Self { root, form, links: HashMap::new(), times: Vec::new() })
+        Ok(Self { root, form, link: false, links: HashMap::new(), times: Vec::new() })
     }
 
     fn finish(self) -> Result<(), SnapshotError> {
@@ -158,6 +177,9 @@ impl Target {
         }
         if old.is_some() {
             sys::remove_all(folder.as_fd(), name)?;
+        }
+        if self.link {
+            return rustix::fs::linkat(source, name, &folder, name, AtFlags::empty());
         }
         if meta.links > 1 {
             let inode = (meta.dev, meta.ino);

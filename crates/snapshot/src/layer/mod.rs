@@ -163,6 +163,16 @@ pub(crate) fn write_delta(lower: &Tree, upper: &Tree, target: &Path) -> Result<(
     delta::write(lower, upper, target, delta::Form::Overlay)
 }
 
+/// Fills the empty folder `target` with just the changes of the raw overlay layer `upper`.
+pub(crate) fn loosen(
+    base: &Tree,
+    upper: &Path,
+    target: &Path,
+    marks: &Marks,
+) -> Result<(), SnapshotError> {
+    delta::loosen(base, upper, target, marks)
+}
+
 /// Changes the plain folder `target` by what turns `lower` into `upper`.
 pub(crate) fn apply_difference(
     lower: &Tree,
