@@ -323,6 +323,35 @@ async fn cut_downloads_are_resumed() {
 }
 
 #[tokio::test]
+async fn cut_manifests_are_read_again() {
+    let body = format!("{{\"schemaVersion\":2,\"manifests\":[],\"x\":\"{}\"}}", "y".repeat(50_000));
+    let manifest = Descriptor::of(media::OCI_INDEX, body.as_bytes());
+    let count = AtomicUsize::new(0);
+    let served = body.clone().into_bytes();
+    let server = Server::start(move |_| {
+        let answer = Answer::new(200).body(served.clone());
+        if count.fetch_add(1, Ordering::Relaxed) == 0 { answer.cut_after(100) } else { answer }
+    });
+    let read = anonymous().manifest(&local(&server, "x"), &manifest).await.unwrap();
+    assert_eq!(&read[..], body.as_bytes());
+}
+
+#[tokio::test]
+async fn pushing_what_must_be_pulled_from_the_same_host() {
+    let Some(real) = Real::start("", "") else { return };
+    let remote = client(Anonymous, |options| options.concurrency_per_host = 1);
+    let (_, manifest) = push(&remote, &real.name("from:1"), 100_000).await;
+    let provider = RepositoryProvider::new(Arc::new(remote.clone()), real.name("from"));
+    let target = real.name("to");
+    let pushes = manifest.layers.iter().chain([&manifest.config]);
+    let pushes = pushes.map(|blob| remote.push_blob(&target, blob, &provider, &[]));
+    let all = futures_util::future::try_join_all(pushes);
+    let done =
+        tokio::time::timeout(Duration::from_secs(30), all).await.expect("no waiting for itself");
+    assert_eq!(done.unwrap(), [Pushed::Uploaded, Pushed::Uploaded]);
+}
+
+#[tokio::test]
 async fn broken_uploads_are_resumed_in_parts() {
     let data: Vec<u8> = (0..900_000usize).map(|at| (at % 239) as u8).collect();
     let memory = Memory::new();

@@ -55,9 +55,17 @@ struct Shared {
     options: Options,
     authorizer: Authorizer,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
-    limits: Mutex<HashMap<String, Arc<Semaphore>>>,
+    limits: Mutex<HashMap<(String, Direction), Arc<Semaphore>>>,
     /// Of registries with several ways to reach them, the one that answered.
     answering: Mutex<HashMap<Vec<Endpoint>, Endpoint>>,
+}
+
+/// Transfers are counted each way on their own: a push may have to pull what it sends, from the
+/// same host, and must not wait for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Direction {
+    Pull,
+    Push,
 }
 
 /// Endpoints with equal trust and certificates share connections.
@@ -103,10 +111,10 @@ impl Client {
         Ok(client)
     }
 
-    pub(super) fn limit(&self, host: &str) -> Arc<Semaphore> {
+    pub(super) fn limit(&self, host: &str, direction: Direction) -> Arc<Semaphore> {
         let mut limits = self.0.limits.lock().expect("no panics while held");
         let new = || Arc::new(Semaphore::new(self.0.options.concurrency_per_host.max(1)));
-        limits.entry(host.to_owned()).or_insert_with(new).clone()
+        limits.entry((host.to_owned(), direction)).or_insert_with(new).clone()
     }
 
     pub(super) fn answering(&self, ways: &[Endpoint]) -> Option<Endpoint> {

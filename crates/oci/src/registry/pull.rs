@@ -8,7 +8,7 @@ use reqwest::Response;
 
 use super::{
     auth::Scopes,
-    client::{Remote, Request, unexpected},
+    client::{Direction, Remote, Request, unexpected},
     hosts::{Endpoint, innermost},
     retry,
 };
@@ -122,7 +122,21 @@ impl Remote {
         manifest: &Descriptor,
     ) -> Result<Bytes> {
         let what = format!("manifest {}@{}", repository.repository(), manifest.digest);
-        first_good!(self.endpoints(repository, true), endpoint => self.manifest_at(&endpoint, repository, manifest, &what))
+        let mut broken = 0;
+        loop {
+            let endpoints = self.endpoints(repository, true);
+            let read = first_good!(
+                endpoints, endpoint => self.manifest_at(&endpoint, repository, manifest, &what)
+            );
+            match read {
+                // The connection broke in the middle of the body.
+                Err(Error::Io { .. }) if broken < RESUMES => {
+                    broken += 1;
+                    tokio::time::sleep(retry::wait(broken, None)).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     async fn manifest_at(
@@ -154,7 +168,7 @@ impl Remote {
         offset: u64,
     ) -> Result<BlobStream> {
         let what = format!("blob {} of {}", blob.digest, repository.repository());
-        let permit = self.client.limit(repository.host()).acquire_owned().await;
+        let permit = self.client.limit(repository.host(), Direction::Pull).acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
         let first = self.open_blob(repository, blob, offset, &what).await?;
         let state = Download {

@@ -10,7 +10,7 @@ use reqwest::{Response, Url};
 use super::{
     Pushed,
     auth::Scopes,
-    client::{Remote, Request, unexpected},
+    client::{Direction, Remote, Request, unexpected},
     hosts::Endpoint,
     retry,
 };
@@ -47,7 +47,7 @@ impl Remote {
                 Started::Upload(location) => mounted = Some(location),
             }
         }
-        let _permit = self.client.limit(repository.host()).acquire_owned().await;
+        let _permit = self.client.limit(repository.host(), Direction::Push).acquire_owned().await;
         let location = match mounted {
             Some(location) => location,
             None => match push.start(None).await? {
