@@ -272,6 +272,11 @@ impl KeyStore {
         self.by_id.contains_key(&key)
     }
 
+    /// Whether any link leads to `key`.
+    pub fn is_led_to(&self, key: KeyId) -> bool {
+        self.by_id.get(&key).is_some_and(|number| !self.nodes[*number].backward.is_empty())
+    }
+
     /// Whether anything was ever built by the operation with this digest (and is still known).
     pub fn knows_operation(&self, digest: KeyDigest) -> bool {
         self.operations.contains_key(&digest)

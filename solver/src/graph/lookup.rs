@@ -340,7 +340,7 @@ impl Graph {
                 // Also keys whose result was evicted meanwhile: they were forgotten, and a link
                 // from them alone could never be reached.
                 let id = selected.key.id(StoreIndex::MAIN);
-                let known = id.is_some_and(|id| self.keys.contains(id));
+                let known = id.is_some_and(|id| self.keys.is_led_to(id));
                 if !known && !selected.key.is_root() {
                     unknown = Some(selected.key.clone());
                     break;
