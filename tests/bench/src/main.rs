@@ -68,7 +68,7 @@ async fn main() -> anyhow::Result<()> {
     let scale = Scale { files: cli.files, mib: cli.mib, busybox: cli.busybox.clone() };
     let mut table =
         Table::new(&cli.names[..daemons.len().max(cli.daemon.len()).min(cli.names.len())]);
-    for workload in chosen {
+    for (position, workload) in chosen.iter().copied().enumerate() {
         match workload {
             Workload::Start => {
                 for (index, command) in cli.daemon.iter().enumerate() {
@@ -84,7 +84,8 @@ async fn main() -> anyhow::Result<()> {
                         Some(pid) => *pid,
                         None => memory::daemon_of(client.address())?,
                     };
-                    table.bytes("memory: resident now", index, memory::resident(pid)?);
+                    let label = if position == 0 { "memory: idle" } else { "memory: afterwards" };
+                    table.bytes(label, index, memory::resident(pid)?);
                 }
             }
             _ => {

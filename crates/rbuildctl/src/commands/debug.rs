@@ -1,8 +1,7 @@
-//! `debug`: the daemon's workers, version and history, and a look into build graphs.
+//! `debug`: the daemon's workers, version and history.
 
-use std::{collections::BTreeMap, io::Read as _, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::Context as _;
 use base::Platform;
 use clap::{Args, Subcommand};
 use client::ClientError;
@@ -16,6 +15,7 @@ use proto::{
 use serde_json::{Value, json};
 
 use crate::{
+    commands::dump::DumpLlbArgs,
     connection::ConnectionArgs,
     format::Format,
     table::{cells, tabbed},
@@ -294,187 +294,4 @@ impl LogsArgs {
         display.finish();
         Ok(())
     }
-}
-
-/// Print a build graph, one operation a line
-#[derive(Args, Debug)]
-pub struct DumpLlbArgs {
-    /// File with the graph; `-` or nothing is standard input
-    file: Option<PathBuf>,
-    /// Print for graphviz
-    #[arg(long)]
-    dot: bool,
-}
-
-impl DumpLlbArgs {
-    fn run(&self) -> anyhow::Result<()> {
-        let mut bytes = Vec::new();
-        match self.file.as_deref().filter(|path| *path != std::path::Path::new("-")) {
-            Some(path) => {
-                bytes =
-                    std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-            }
-            None => {
-                std::io::stdin().read_to_end(&mut bytes).context("reading standard input")?;
-            }
-        }
-        let definition: pb::Definition =
-            prost::Message::decode(bytes.as_slice()).context("failed to parse the graph")?;
-        let mut ops = Vec::new();
-        for bytes in &definition.def {
-            let op: pb::Op = prost::Message::decode(bytes.clone()).context("failed to parse op")?;
-            ops.push((base::Digest::of(bytes).to_string(), op));
-        }
-        if self.dot {
-            print!("{}", dot(&ops));
-        } else {
-            for (digest, op) in &ops {
-                let metadata = definition.metadata.get(digest);
-                println!("{}", op_json(op, digest, metadata));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An operation as buildctl prints it; only fields that are set.
-pub fn op_json(op: &pb::Op, digest: &str, metadata: Option<&pb::OpMetadata>) -> Value {
-    let inputs = op.inputs.iter().map(|input| {
-        let mut object = json!({"digest": input.digest});
-        if input.index != 0 {
-            object["index"] = input.index.into();
-        }
-        object
-    });
-    let mut body = json!({});
-    if !op.inputs.is_empty() {
-        body["inputs"] = inputs.collect();
-    }
-    body["Op"] = op.op.as_ref().map_or(Value::Null, kind_json);
-    if let Some(wire) = &op.platform {
-        body["platform"] = json!({"Architecture": wire.architecture, "OS": wire.os});
-        if !wire.variant.is_empty() {
-            body["platform"]["Variant"] = wire.variant.as_str().into();
-        }
-    }
-    if op.constraints.is_some() {
-        body["constraints"] = json!({});
-    }
-    let mut notes = json!({});
-    if let Some(metadata) = metadata {
-        if !metadata.description.is_empty() {
-            notes["description"] = json!(metadata.description);
-        }
-        if metadata.ignore_cache {
-            notes["ignore_cache"] = true.into();
-        }
-        let caps: BTreeMap<_, _> = metadata.caps.iter().filter(|(_, on)| **on).collect();
-        if !caps.is_empty() {
-            notes["caps"] = json!(caps);
-        }
-    }
-    json!({"Op": body, "Digest": digest, "OpMetadata": notes})
-}
-
-fn kind_json(kind: &pb::op::Op) -> Value {
-    use pb::op::Op;
-    match kind {
-        Op::Source(source) => {
-            json!({"source": {"identifier": source.identifier, "attrs": source.attrs}})
-        }
-        Op::Exec(exec) => {
-            let meta = exec.meta.clone().unwrap_or_default();
-            let mounts = exec.mounts.iter().map(|mount| {
-                json!({
-                    "input": mount.input,
-                    "dest": mount.dest,
-                    "selector": mount.selector,
-                    "output": mount.output,
-                    "readonly": mount.readonly,
-                    "mountType": mount.mount_type,
-                })
-            });
-            json!({"exec": {
-                "meta": {"args": meta.args, "env": meta.env, "cwd": meta.cwd, "user": meta.user},
-                "mounts": mounts.collect::<Value>(),
-                "network": exec.network,
-                "security": exec.security,
-            }})
-        }
-        Op::File(file) => {
-            let actions = file.actions.iter().map(|action| {
-                json!({
-                    "input": action.input,
-                    "secondaryInput": action.secondary_input,
-                    "output": action.output,
-                    "Action": action_name(action),
-                })
-            });
-            json!({"file": {"actions": actions.collect::<Value>()}})
-        }
-        Op::Build(build) => json!({"build": {"builder": build.builder, "attrs": build.attrs}}),
-        Op::Merge(merge) => {
-            let inputs = merge.inputs.iter().map(|input| json!({"input": input.input}));
-            json!({"merge": {"inputs": inputs.collect::<Value>()}})
-        }
-        Op::Diff(diff) => json!({"diff": {
-            "lower": {"input": diff.lower.map(|lower| lower.input)},
-            "upper": {"input": diff.upper.map(|upper| upper.input)},
-        }}),
-        Op::Passthrough(pass) => json!({"passthrough": format!("{pass:?}")}),
-    }
-}
-
-fn action_name(action: &pb::FileAction) -> String {
-    use pb::file_action::Action;
-    match &action.action {
-        Some(Action::Copy(copy)) => format!("copy{{src={}, dest={}}}", copy.src, copy.dest),
-        Some(Action::Mkfile(file)) => format!("mkfile{{path={}}}", file.path),
-        Some(Action::Mkdir(folder)) => format!("mkdir{{path={}}}", folder.path),
-        Some(Action::Rm(rm)) => format!("rm{{path={}}}", rm.path),
-        Some(Action::Symlink(link)) => {
-            format!("symlink{{oldpath={}, newpath={}}}", link.oldpath, link.newpath)
-        }
-        None => "none".into(),
-    }
-}
-
-fn dot(ops: &[(String, pb::Op)]) -> String {
-    use std::fmt::Write as _;
-
-    use pb::op::Op;
-    let mut out = String::from("digraph {\n");
-    for (digest, op) in ops {
-        let (name, shape) = match &op.op {
-            Some(Op::Source(source)) => (source.identifier.clone(), "ellipse"),
-            Some(Op::Exec(exec)) => {
-                (exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default(), "box")
-            }
-            Some(Op::Build(_)) => ("build".into(), "box3d"),
-            Some(Op::Merge(_)) => ("merge".into(), "invtriangle"),
-            Some(Op::Diff(_)) => ("diff".into(), "doublecircle"),
-            Some(Op::File(file)) => {
-                (file.actions.iter().map(action_name).collect::<Vec<_>>().join(","), "note")
-            }
-            Some(Op::Passthrough(_)) => ("passthrough".into(), "plaintext"),
-            None => (digest.clone(), "plaintext"),
-        };
-        let _ = writeln!(out, "  {digest:?} [label={name:?} shape={shape:?}];");
-    }
-    for (digest, op) in ops {
-        for (index, input) in op.inputs.iter().enumerate() {
-            let label = match &op.op {
-                Some(Op::Exec(exec)) => {
-                    let mut mounts = exec.mounts.iter();
-                    let mount =
-                        mounts.find(|mount| mount.input == index as i64 && mount.dest != "/");
-                    mount.map(|mount| mount.dest.as_str()).unwrap_or_default()
-                }
-                _ => "",
-            };
-            let _ = writeln!(out, "  {:?} -> {digest:?} [label={label:?}];", input.digest);
-        }
-    }
-    out.push_str("}\n");
-    out
 }

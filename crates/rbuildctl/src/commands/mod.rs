@@ -5,6 +5,7 @@ pub mod containers;
 pub mod debug;
 pub mod dial_stdio;
 pub mod du;
+pub mod dump;
 pub mod images;
 pub mod prune;
 pub mod run;
