@@ -47,7 +47,10 @@ fn main() -> ExitCode {
 
 /// The repository.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lives in the repository").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lives in the repository")
+        .to_owned()
 }
 
 /// The `cargo` that runs us.
@@ -86,7 +89,8 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
 /// A command as a person would type it.
 pub fn show(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let program = program.file_name().unwrap_or(command.get_program()).to_string_lossy().into_owned();
+    let program =
+        program.file_name().unwrap_or(command.get_program()).to_string_lossy().into_owned();
     let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
     std::iter::once(program).chain(args).collect::<Vec<_>>().join(" ")
 }

@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 /// Whether a program is on the path.
 pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(program).is_file())
 }
 
 /// Makes the programs available: pairs of program and Debian package. As root on Debian missing
@@ -23,7 +25,11 @@ pub fn ensure<'a>(wanted: &[(&'a str, &'a str)]) -> Vec<&'a str> {
         eprintln!("installing {}", packages.join(" "));
         let apt = |args: &[&str]| {
             let mut command = Command::new("apt-get");
-            command.env("DEBIAN_FRONTEND", "noninteractive").args(args).stdout(Stdio::null()).stdin(Stdio::null());
+            command
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(args)
+                .stdout(Stdio::null())
+                .stdin(Stdio::null());
             command.status().is_ok_and(|status| status.success())
         };
         apt(&["update", "-q"]);

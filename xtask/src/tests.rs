@@ -43,14 +43,20 @@ fn interop() -> anyhow::Result<()> {
     let address = format!("unix://{}", folder.join("rbuildd.sock").display());
     let mut daemon = Command::new(target().join("debug/rbuildd"))
         .args(["--root", &folder.join("state").display().to_string(), "--addr", &address])
-        .args(["--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure"])
+        .args([
+            "--allow-insecure-entitlement",
+            "network.host",
+            "--allow-insecure-entitlement",
+            "security.insecure",
+        ])
         .spawn()
         .context("start rbuildd")?;
     let tested = run(Command::new("go")
         .current_dir(root().join("tests/interop"))
         .args(["test", "-count=1", "-timeout=20m", "./..."])
         .env("RBUILD_ADDR", &address));
-    let stopped = Command::new("kill").arg(daemon.id().to_string()).status().and_then(|_| daemon.wait());
+    let stopped =
+        Command::new("kill").arg(daemon.id().to_string()).status().and_then(|_| daemon.wait());
     _ = std::fs::remove_dir_all(&folder);
     tested?;
     match stopped {

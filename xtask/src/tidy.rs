@@ -45,7 +45,9 @@ fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(list
         .lines()
         .filter(recorded)
-        .filter(|line| [".rs", ".md", ".toml", ".proto", ".go"].iter().any(|ending| line.ends_with(ending)))
+        .filter(|line| {
+            [".rs", ".md", ".toml", ".proto", ".go"].iter().any(|ending| line.ends_with(ending))
+        })
         .map(PathBuf::from)
         .collect())
 }
@@ -65,7 +67,8 @@ fn rows(text: &str) -> BTreeMap<String, u32> {
 }
 
 fn layers(root: &Path, wrong: &mut Vec<String>) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("read ARCHITECTURE.md")?;
+    let text =
+        std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("read ARCHITECTURE.md")?;
     let rows = rows(&text);
     let metadata = output(cargo().args(["metadata", "--format-version=1", "--no-deps"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("read cargo metadata")?;
@@ -123,6 +126,9 @@ mod tests {
     #[test]
     fn rows_are_read_from_the_picture() {
         let rows = rows("x\n```\n 1 models  a  b\n 0 ground  c\n```\n 5 no d");
-        assert_eq!(rows, [("a", 1), ("b", 1), ("c", 0)].map(|(name, row)| (name.to_owned(), row)).into());
+        assert_eq!(
+            rows,
+            [("a", 1), ("b", 1), ("c", 0)].map(|(name, row)| (name.to_owned(), row)).into()
+        );
     }
 }
