@@ -233,6 +233,29 @@ fn selectors_tell_parts_of_an_input_apart() {
 }
 
 #[test]
+fn definition_links_carry_the_selector_and_content_links_do_not() {
+    check(
+        "base = run scratch 'make'
+         out = run base:a~ base 'use'",
+        "solve out
+         keys",
+        expect![[r#"
+            > solve out
+            exec base
+            digest out input 0
+            exec out
+            = out: miss: no such key
+            > keys
+            base -(input 0, selected)-> key:1
+            base -(input 1)-> key:1
+            base = r1
+            content -(input 0)-> key:1
+            key:1 = r2
+        "#]],
+    );
+}
+
+#[test]
 fn ignore_cache_runs_again_and_has_a_state_of_its_own() {
     check(
         "base = run scratch 'make'

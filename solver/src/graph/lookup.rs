@@ -210,31 +210,30 @@ impl Graph {
         }
         if self.edges[edge].deps.is_empty() {
             for digest in self.edges[edge].roots.clone() {
-                let id = KeyId::Root(digest.root(self.edges[edge].output as i32));
-                if self.keys.results(id).is_empty() {
-                    continue;
-                }
-                let vertex = Some(self.vertices[number].digest);
-                let key = CacheKey::root(digest, self.edges[edge].output as i32, vertex);
-                self.add_records(edge, StoreIndex::MAIN, id, &key);
+                let output = self.edges[edge].output as i32;
+                let id = KeyId::Root(digest.root(output));
+                let key = CacheKey::root(digest, output, Some(self.vertices[number].digest));
+                self.add_found(edge, id, key);
             }
             return !self.edges[edge].records.is_empty();
         }
         // Result keys of an input that was forced to run are not offered: they lead to what was
         // built on its earlier results.
         for id in self.stored_ids(self.alternatives(edge, |child| &child.offered)) {
-            if self.keys.results(id).is_empty() {
-                continue;
-            }
             let key = self.merged_key(edge);
             key.set_id(StoreIndex::MAIN, id);
-            self.add_records(edge, StoreIndex::MAIN, id, &key);
-            let state = &mut self.edges[edge];
-            if !state.records.is_empty() && state.own.insert((StoreIndex::MAIN, id)) {
-                state.offered.push(key);
-            }
+            self.add_found(edge, id, key);
         }
         !self.edges[edge].records.is_empty()
+    }
+
+    /// A key that appeared in the main store since the edge was looked up.
+    fn add_found(&mut self, edge: EdgeIx, id: KeyId, key: CacheKey) {
+        self.add_records(edge, StoreIndex::MAIN, id, &key);
+        let state = &mut self.edges[edge];
+        if !state.records.is_empty() && state.own.insert((StoreIndex::MAIN, id)) {
+            state.offered.push(key);
+        }
     }
 
     /// Per input, the named alternatives in the main store.

@@ -75,7 +75,7 @@ impl Recipe {
         Some((0..self.outputs).map(make).collect())
     }
 
-    fn operation(&self) -> KeyDigest {
+    pub fn operation(&self) -> KeyDigest {
         Digest::of(format!("{} {} {:?}", self.command, self.inputs.len(), self.nested)).into()
     }
 }
@@ -103,6 +103,17 @@ pub enum Kind {
     Content { input: usize, output: OutputId },
     Execute { inputs: Vec<OutputId> },
     Load { record: FoundRecord },
+}
+
+impl Kind {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CacheMap { .. } => "key",
+            Self::Content { .. } => "digest",
+            Self::Execute { .. } => "exec",
+            Self::Load { .. } => "load",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -305,13 +316,15 @@ impl World {
     }
 
     pub fn withdraw(&mut self, request: RequestId) {
-        if self.requests.remove(&request).is_some() {
+        if let Some(asked) = self.requests.remove(&request) {
+            self.trace.push(format!("withdraw {}", self.name(asked.edge.vertex)));
             self.step(Event::Withdraw { request });
         }
     }
 
     pub fn discard(&mut self, job: &JobId) {
         self.closed.insert(job.clone());
+        self.trace.push(format!("discard {job}"));
         self.step(Event::Discard { job: job.clone() });
         assert!(
             !self.requests.values().any(|asked| asked.owner == Owner::Job(job.clone())),
@@ -430,12 +443,7 @@ impl World {
                 assert!(!pending.cancelled, "a task is cancelled once");
                 pending.cancelled = true;
                 let (vertex, nested) = (pending.vertex, pending.nested);
-                let what = match pending.kind {
-                    Kind::CacheMap { .. } => "key",
-                    Kind::Content { .. } => "digest",
-                    Kind::Execute { .. } => "exec",
-                    Kind::Load { .. } => "load",
-                };
+                let what = pending.kind.name();
                 self.work(format!("cancel {what} {}", self.name(vertex)));
                 self.meet(match what {
                     "key" => "cache map cancelled",
@@ -619,6 +627,7 @@ impl World {
     pub fn end(&mut self, position: usize, how: How) {
         let pending = self.tasks.remove(position);
         let (task, recipe) = (pending.task, self.recipe(pending.vertex));
+        self.trace.push(format!("{} {} ends {how:?}", pending.kind.name(), recipe.name));
         let cause = |text: &str| Cause { text: text.into(), value: Arc::new(()) };
         let trouble = match how {
             How::Well => None,

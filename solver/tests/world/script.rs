@@ -9,11 +9,11 @@
 
 use base::Digest;
 use solver::{
-    Edge, JobId, KeyDigest, RecordId, VertexEvent,
+    Change, Edge, JobId, KeyDigest, KeyId, RecordId, VertexEvent,
     graph::{Owner, RequestId},
 };
 
-use super::{How, Input, Kind, Recipe, World};
+use super::{How, Input, Recipe, World};
 
 pub struct Script {
     pub world: World,
@@ -145,6 +145,7 @@ impl Script {
     /// * `import [generous]`: later asks may use all that is known now, as if it came from
     ///   elsewhere, after forgetting it here; a generous import brings all with the first load
     /// * `forget`: no more imports
+    /// * `keys`: shows links and results of the main store
     /// * `stuck`, `progress JOB`: show
     fn command(&mut self, command: &str) {
         let words: Vec<&str> = command.split_whitespace().collect();
@@ -178,13 +179,7 @@ impl Script {
             "run" => self.world.run(),
             "end" | "fail" => {
                 let position = self.world.tasks.iter().position(|pending| {
-                    let kind = match pending.kind {
-                        Kind::CacheMap { .. } => "key",
-                        Kind::Content { .. } => "digest",
-                        Kind::Execute { .. } => "exec",
-                        Kind::Load { .. } => "load",
-                    };
-                    kind == words[1] && pending.vertex == vertex(words[2])
+                    pending.kind.name() == words[1] && pending.vertex == vertex(words[2])
                 });
                 let position = position.expect("the task is running");
                 let how = match words[0] {
@@ -207,6 +202,7 @@ impl Script {
                     self.world.evict(&record, true);
                 }
             }
+            "keys" => self.show_keys(),
             "forget" => self.imports.clear(),
             "stuck" => {
                 let report = self.world.graph.stuck();
@@ -235,6 +231,37 @@ impl Script {
             }
             other => panic!("unknown command {other}"),
         }
+    }
+
+    fn show_keys(&mut self) {
+        let root_of = |recipe: &Recipe| {
+            let map = recipe.maps.last().copied().unwrap_or_else(|| recipe.operation());
+            KeyId::Root(map.root(0))
+        };
+        let label = |id: KeyId| match id {
+            KeyId::Chain(_) => id.to_string(),
+            KeyId::Root(_) => {
+                let recipes = self.world.recipes.values();
+                let named = recipes
+                    .filter(|recipe| recipe.inputs.is_empty() && root_of(recipe) == id)
+                    .map(|recipe| recipe.name.clone())
+                    .min();
+                named.unwrap_or_else(|| "content".to_owned())
+            }
+        };
+        let mut lines: Vec<String> = Vec::new();
+        for change in self.world.graph.keys().snapshot() {
+            lines.push(match change {
+                Change::PutLink { from, link, to } => {
+                    let selector = if link.selector.is_some() { ", selected" } else { "" };
+                    format!("{} -(input {}{selector})-> {to}\n", label(from), link.input)
+                }
+                Change::PutResult { key, record, .. } => format!("{} = {record}\n", label(key)),
+                _ => continue,
+            });
+        }
+        lines.sort();
+        self.output += &lines.concat();
     }
 
     /// Shows what was done since the last time, then what requests were answered with.
