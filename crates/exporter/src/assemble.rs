@@ -187,14 +187,15 @@ impl Assembly<'_> {
     pub async fn run(&self) -> Result<(Assembled, Vec<Blob>), ExportError> {
         let result = &self.request.result;
         let platforms = platforms(result, &self.request.platform)?;
-        let attestations: Vec<Vec<&Attestation>> = platforms
+        // Statements for inlining only do not make an index of a single image, but an index that
+        // exists anyway has them all: so does the peer.
+        let attestations: Vec<&[Attestation]> = platforms
             .iter()
-            .map(|p| {
-                let all = result.attestations.get(&p.id).map_or(&[][..], Vec::as_slice);
-                all.iter().filter(|a| self.options.inline_attestations || !a.inline_only).collect()
-            })
+            .map(|p| result.attestations.get(&p.id).map_or(&[][..], Vec::as_slice))
             .collect();
-        let is_index = !result.by_platform.is_empty() || attestations.iter().any(|a| !a.is_empty());
+        let wanted = |a: &Attestation| self.options.inline_attestations || !a.inline_only;
+        let is_index = !result.by_platform.is_empty()
+            || attestations.iter().any(|list| list.iter().any(wanted));
         let annotations = self.annotations(&platforms, is_index)?;
         if is_index && !self.settled.oci && attestations.iter().any(|a| !a.is_empty()) {
             let text = "cannot export attestations with \"oci-mediatypes=false\"";
@@ -207,11 +208,11 @@ impl Assembly<'_> {
         };
         let mut holds = Vec::new();
         let (mut members, mut statements) = (Vec::new(), Vec::new());
-        for ((platform, layers), attestations) in platforms.iter().zip(layers).zip(&attestations) {
+        for ((platform, layers), attestations) in platforms.iter().zip(layers).zip(attestations) {
             let for_platform = is_index.then_some(&platform.platform);
             let member =
                 self.image(platform, for_platform, layers, &annotations, &mut holds).await?;
-            if !attestations.is_empty() {
+            if is_index && !attestations.is_empty() {
                 let image = &member.manifest;
                 statements.push(self.statements(
                     &platform.platform,
@@ -399,7 +400,7 @@ impl Assembly<'_> {
         &self,
         platform: &Platform,
         image: &Descriptor,
-        attestations: &[&Attestation],
+        attestations: &[Attestation],
         holds: &mut Vec<Blob>,
     ) -> Result<Member, ExportError> {
         let names = self.names.split(',').filter(|name| !name.is_empty());
@@ -451,6 +452,7 @@ impl Assembly<'_> {
         let kept =
             layers.iter().zip(&base).take_while(|((_, blob), id)| blob.diff_id == **id).count();
         let at = base::time::rfc3339_seconds(base::time::from_unix_seconds(epoch));
+        let at = at.replace('T', " ").replace('Z', " +0000 UTC");
         let id = format!("rewriting layers with source-date-epoch {epoch} ({at})");
         let _step = Step::begin(&self.request.progress, id);
         let total = layers.len();

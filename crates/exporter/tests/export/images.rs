@@ -186,7 +186,8 @@ async fn platforms_and_statements_make_an_index() {
         index.manifests[0].digest.hex()
     );
     assert_eq!(String::from_utf8_lossy(&body), expected);
-    // A layout leaves inline-only statements out; docker's takes no index of platforms.
+    // An index has all statements; an image alone is no index because of inline-only ones;
+    // docker's takes no index of platforms.
     let exported = world.export("oci", &[], 0, result.clone()).await.unwrap();
     let layout = Layout::unpack(
         std::fs::File::open(world.at("out.file")).unwrap(),
@@ -196,7 +197,11 @@ async fn platforms_and_statements_make_an_index() {
     .unwrap();
     let root = descriptor(&exported.response);
     let index = Index::parse("i", &std::fs::read(layout.blob_path(&root.digest)).unwrap()).unwrap();
-    assert_eq!(index.manifests.len(), 2);
+    assert_eq!(index.manifests.len(), 3);
+    let mut alone = single(&amd);
+    alone.attestations.clone_from(&result.attestations);
+    let exported = world.export("oci", &[], 0, alone).await.unwrap();
+    assert!(exported.response.contains_key("containerimage.config.digest"));
     let error = world.export("docker", &[], 0, result).await.err().unwrap();
     assert_eq!(text(&error), "docker exporter does not currently support exporting manifest lists");
 }
