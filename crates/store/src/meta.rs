@@ -198,6 +198,25 @@ impl Meta {
         Ok(found.into_iter().collect())
     }
 
+    /// Visits all entries on disk, in key order; for start-up, when nothing waits yet.
+    pub(crate) fn each(
+        &self,
+        table: T,
+        mut visit: impl FnMut(&[u8], &[u8]),
+    ) -> Result<(), StoreError> {
+        let read = self.shared.database().begin_read().map_err(meta)?;
+        let table = match read.open_table(table.definition()) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+            Err(error) => return Err(meta(error)),
+        };
+        for entry in table.range::<&[u8]>(..).map_err(meta)? {
+            let (key, value) = entry.map_err(meta)?;
+            visit(key.value(), value.value());
+        }
+        Ok(())
+    }
+
     /// Waits until every change made so far, and the data it names, is on disk.
     pub(crate) async fn flush(&self) -> Result<(), StoreError> {
         let done = self.ask_flush();

@@ -57,16 +57,40 @@ pub(crate) struct Found {
     pub measure: Vec<Chore>,
 }
 
-/// Reads everything and puts it right.
+/// The rows of the large tables.
+pub(crate) struct Rows {
+    records: HashMap<RecordId, RecordRow>,
+    layers: HashMap<LayerId, LayerRow>,
+    content: HashMap<Digest, ContentRow>,
+}
+
+/// Reads the large tables, side by side.
+pub(crate) fn read(meta: &Meta) -> Result<Rows, StoreError> {
+    std::thread::scope(|scope| {
+        let records = scope.spawn(|| rows(meta, T::Records, |id| Some(RecordId::from(text(id)?))));
+        let layers = rows(meta, T::Layers, |id| LayerId::new(text(id)?).ok())?;
+        let content = rows(meta, T::Content, |raw| Some(Digest::from_raw(raw.try_into().ok()?)))?;
+        let records = records.join().expect("reading rows does not panic")?;
+        Ok(Rows { records, layers, content })
+    })
+}
+
+fn text(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key).ok()
+}
+
+/// Compares what was read with what is there, and puts it right.
 pub(crate) fn load(
     root: &Path,
     meta: &Meta,
+    rows: Rows,
     snapshotter: &dyn Snapshotter,
 ) -> Result<Found, StoreError> {
     let mut recovery = Recovery::default();
     let worker_id = Store::worker_id_of(meta)?;
-    let content = load_content(root, meta, &mut recovery)?;
-    let (state, measure) = load_records(meta, snapshotter, &mut recovery)?;
+    let content = load_content(root, rows.content, meta, &mut recovery)?;
+    let (state, measure) =
+        load_records(rows.records, rows.layers, meta, snapshotter, &mut recovery)?;
     let images = load_images(meta, &content, &mut recovery)?;
     let pins = meta.scan(T::Values, &values_key(PINS, b""))?;
     let skip = values_key(PINS, b"").len();
@@ -90,17 +114,10 @@ pub(crate) fn load(
 
 fn load_content(
     root: &Path,
+    mut rows: HashMap<Digest, ContentRow>,
     meta: &Meta,
     recovery: &mut Recovery,
 ) -> Result<HashMap<Digest, ContentRow>, StoreError> {
-    let mut rows = HashMap::new();
-    for (key, value) in meta.scan(T::Content, b"")? {
-        let raw: Option<[u8; 32]> = key.clone().try_into().ok();
-        match (raw, serde_json::from_slice::<ContentRow>(&value)) {
-            (Some(raw), Ok(row)) => _ = rows.insert(Digest::from_raw(raw), row),
-            _ => meta.set(T::Content, key, None),
-        }
-    }
     let mut present = HashSet::new();
     for name in names(&folder(root))? {
         match format!("sha256:{name}").parse::<Digest>() {
@@ -126,15 +143,13 @@ fn load_content(
 }
 
 fn load_records(
+    mut records: HashMap<RecordId, RecordRow>,
+    mut layers: HashMap<LayerId, LayerRow>,
     meta: &Meta,
     snapshotter: &dyn Snapshotter,
     recovery: &mut Recovery,
 ) -> Result<(State, Vec<Chore>), StoreError> {
     let on_disk: HashSet<LayerId> = snapshotter.list()?.into_iter().collect();
-    let mut layers: HashMap<LayerId, LayerRow> = rows(meta, T::Layers, LayerId::new)?;
-    let mut records: HashMap<RecordId, RecordRow> =
-        rows(meta, T::Records, |id| Ok::<_, ()>(RecordId::from(id)))?;
-
     // An image layer whose folder is gone is lazy again; whether it can be had is found when asked.
     for (id, row) in &mut layers {
         if row.here && !on_disk.contains(id) {
@@ -231,21 +246,20 @@ fn load_images(
     Ok(images)
 }
 
-fn rows<K: std::hash::Hash + Eq, V: serde::de::DeserializeOwned, E>(
+fn rows<K: std::hash::Hash + Eq, V: serde::de::DeserializeOwned>(
     meta: &Meta,
     table: T,
-    parse: impl Fn(&str) -> Result<K, E>,
+    parse: impl Fn(&[u8]) -> Option<K>,
 ) -> Result<HashMap<K, V>, StoreError> {
     let mut rows = HashMap::new();
-    for (key, value) in meta.scan(table, b"")? {
-        let id = std::str::from_utf8(&key).ok().and_then(|key| parse(key).ok());
-        match (id, serde_json::from_slice(&value)) {
-            (Some(id), Ok(row)) => _ = rows.insert(id, row),
-            _ => {
-                tracing::warn!("unreadable row {:?} dropped", String::from_utf8_lossy(&key));
-                meta.set(table, key, None);
-            }
-        }
+    let mut unreadable = Vec::new();
+    meta.each(table, |key, value| match (parse(key), serde_json::from_slice(value)) {
+        (Some(id), Ok(row)) => _ = rows.insert(id, row),
+        _ => unreadable.push(key.to_vec()),
+    })?;
+    for key in unreadable {
+        tracing::warn!("unreadable row {:?} dropped", String::from_utf8_lossy(&key));
+        meta.set(table, key, None);
     }
     Ok(rows)
 }

@@ -88,13 +88,22 @@ impl Store {
         let root = &config.root;
         base::fs::create_dir_all(root).doing(|| "open the store".into())?;
         let lock = FolderLock::take(&root.join("buildkitd.lock"))?;
-        for folder in [crate::content::folder(root), crate::content::ingest(root)] {
-            base::fs::create_dir_all(&folder).doing(|| "open the store".into())?;
+        let snapshots = root.join("snapshots");
+        let (blobs, ingest) = (crate::content::folder(root), crate::content::ingest(root));
+        for folder in [&snapshots, &blobs, &ingest] {
+            base::fs::create_dir_all(folder).doing(|| "open the store".into())?;
         }
-        let snapshotter = snapshot::open(&root.join("snapshots"), config.snapshotter)?;
-        let meta = Arc::new(Meta::open(&root.join("meta"), disks(root)?)?);
+        // The driver tries mounts while the metadata is read.
+        let (snapshotter, meta, rows) = std::thread::scope(|scope| {
+            let choice = config.snapshotter;
+            let driver = scope.spawn(move || snapshot::open(&snapshots, choice));
+            let meta = Arc::new(Meta::open(&root.join("meta"), disks(root)?)?);
+            let rows = recover::read(&meta)?;
+            let driver = driver.join().expect("opening a driver does not panic")?;
+            Ok::<_, StoreError>((driver, meta, rows))
+        })?;
         let Found { worker_id, state, content, images, pins, recovery, measure } =
-            recover::load(root, &meta, &*snapshotter)?;
+            recover::load(root, &meta, rows, &*snapshotter)?;
         let state = Arc::new(Mutex::new(state));
         let tidy = Tidy::start(state.clone(), meta.clone(), snapshotter.clone())?;
         for chore in measure {

@@ -45,12 +45,17 @@ async fn numbers() {
     let at = Instant::now();
     store.flush().await.unwrap();
     println!("flush, one value: {:?}", at.elapsed());
-    for layer in 0..5000 {
-        let mut memory = Memory::default();
-        let layer = memory.layer(&[(&format!("f{layer}"), "x")]);
+    let mut memory = Memory::default();
+    let layers: Vec<_> =
+        (0..5000).map(|layer| memory.layer(&[(&format!("f{layer}"), "x")])).collect();
+    let at = Instant::now();
+    for layer in layers {
         drop(image(&store, vec![layer], None));
     }
+    println!("5000 images: {:?}", at.elapsed());
+    let at = Instant::now();
     store.flush().await.unwrap();
+    println!("flush: {:?}", at.elapsed());
     println!("overhead: {:?}", store.overhead());
     let at = Instant::now();
     let count = store.disk_usage(&[]).len();
