@@ -149,3 +149,88 @@ async fn read(
         issued_at: issued.map_or(0, |at| base::time::unix_nanos(at) / 1_000_000_000),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A token server that refuses POST if told so; answers with what it was asked.
+    async fn serve(refuse_post: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                let mut buffer = [0; 4096];
+                loop {
+                    let length = stream.read(&mut buffer).await.unwrap();
+                    request.extend_from_slice(&buffer[..length]);
+                    let text = String::from_utf8_lossy(&request).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                    let head = head.to_lowercase();
+                    let expected =
+                        head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    if body.len() < expected.map_or(0, |length| length.parse().unwrap()) {
+                        continue;
+                    }
+                    let line = text.lines().next().unwrap();
+                    let basic = if head.contains("authorization: basic ") { " basic" } else { "" };
+                    let (status, token) = if line.starts_with("POST") && refuse_post {
+                        ("404 Not Found", String::new())
+                    } else {
+                        ("200 OK", format!("{line}|{body}{basic}"))
+                    };
+                    let json = serde_json::json!({"token": token, "expires_in": 5}).to_string();
+                    let answer = format!(
+                        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}",
+                        json.len()
+                    );
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    break;
+                }
+            }
+        });
+        format!("http://{address}/token?x=1")
+    }
+
+    async fn ask(refuse_post: bool, user: &str, secret: &str) -> String {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let request = FetchTokenRequest {
+            client_id: "c".into(),
+            host: "h".into(),
+            realm: serve(refuse_post).await,
+            service: "s".into(),
+            scopes: vec!["repository:a:pull".into(), "repository:b:pull".into()],
+        };
+        let http = Client::builder().no_proxy().build().unwrap();
+        let answer = fetch(&http, &request, user, secret).await.unwrap();
+        assert_eq!(answer.expires_in, 5);
+        answer.token
+    }
+
+    #[tokio::test]
+    async fn anonymous_by_get() {
+        let scopes = "scope=repository%3Aa%3Apull&scope=repository%3Ab%3Apull";
+        let expected = format!("GET /token?x=1&service=s&{scopes} HTTP/1.1|");
+        assert_eq!(ask(false, "", "").await, expected);
+    }
+
+    #[tokio::test]
+    async fn login_by_post_or_else_get() {
+        let form = "scope=repository%3Aa%3Apull+repository%3Ab%3Apull&service=s&client_id=c";
+        let asked = ask(false, "u", "p").await;
+        let expected =
+            format!("POST /token?x=1 HTTP/1.1|{form}&grant_type=password&username=u&password=p");
+        assert_eq!(asked, expected);
+        let asked = ask(false, "", "t").await;
+        assert!(asked.ends_with("&grant_type=refresh_token&refresh_token=t"), "{asked}");
+        let asked = ask(true, "u", "p").await;
+        assert!(asked.starts_with("GET") && asked.ends_with(" basic"), "{asked}");
+    }
+}
