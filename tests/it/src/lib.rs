@@ -1,1 +1,273 @@
-//! TODO
+//! Drives the real daemon and command line: each test has its own state folder, socket and daemon.
+//!
+//! Tests need root and a static busybox; without either they print that they were skipped. The
+//! programs must have been built (`cargo xtask test` does). When a [`Daemon`] is dropped, its
+//! processes are ended and its state removed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How long a daemon may take to answer.
+const READY: Duration = Duration::from_secs(20);
+/// The program that test images are made of.
+pub const BUSYBOX: &str = "/bin/busybox";
+
+/// Whether whole-system tests can run here; says why not.
+pub fn can_run() -> bool {
+    let root = fs::read_to_string("/proc/self/status")
+        .is_ok_and(|status| status.lines().any(|line| line.starts_with("Uid:\t0\t")));
+    if !root {
+        eprintln!("skipped: needs root");
+        return false;
+    }
+    if !Path::new(BUSYBOX).is_file() {
+        eprintln!("skipped: needs {BUSYBOX} (Debian package busybox-static)");
+        return false;
+    }
+    true
+}
+
+/// Whether a program is installed; says that the test is skipped if it is not.
+pub fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    if !found {
+        eprintln!("skipped: needs {program}");
+    }
+    found
+}
+
+/// A program of ours.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let folder = test.ancestors().find(|folder| folder.join(name).is_file());
+    folder
+        .unwrap_or_else(|| panic!("{name} is not built; run cargo build -p rbuildd -p rbuildctl"))
+        .join(name)
+}
+
+/// A daemon with a state folder of its own.
+pub struct Daemon {
+    folder: tempfile::TempDir,
+    state: PathBuf,
+    process: Option<Child>,
+    args: Vec<String>,
+}
+
+impl Daemon {
+    /// Starts one.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts one with more arguments.
+    pub fn start_with(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let state = folder.path().join("state");
+        Self::at(folder, state, args)
+    }
+
+    /// Starts one whose state lies elsewhere.
+    pub fn with_state(state: &Path) -> Self {
+        Self::at(tempfile::tempdir().expect("make a folder"), state.to_owned(), &[])
+    }
+
+    fn at(folder: tempfile::TempDir, state: PathBuf, args: &[&str]) -> Self {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut daemon = Self { folder, state, process: None, args };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts the daemon (again) and waits until it answers.
+    pub fn restart(&mut self) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("open the log");
+        let child = Command::new(program("rbuildd"))
+            .arg("--root")
+            .arg(&self.state)
+            .args(["--addr", &self.address(), "--debug"])
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start rbuildd");
+        self.process = Some(child);
+        let start = Instant::now();
+        loop {
+            if self.ctl(&["debug", "workers"]).status.success() {
+                return;
+            }
+            assert!(start.elapsed() < READY, "the daemon does not answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.folder.path().join("sock").display())
+    }
+
+    /// Its state folder.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the daemon runs").id()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Kills it without warning.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("kill the daemon");
+            process.wait().expect("wait for the daemon");
+        }
+    }
+
+    /// Asks it to end and waits for that.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let asked = Command::new("kill").arg(process.id().to_string()).status();
+            assert!(asked.is_ok_and(|status| status.success()), "ask the daemon to end");
+            let status = process.wait().expect("wait for the daemon");
+            assert!(status.success(), "the daemon ended with {status}:\n{}", self.log());
+        }
+    }
+
+    /// The command line for this daemon, not started yet.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("rbuildctl"));
+        command.args(["--addr", &self.address()]).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the command line.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("run rbuildctl")
+    }
+
+    /// Runs the command line, which must succeed, and gives what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        let text = text(&output);
+        assert!(output.status.success(), "rbuildctl {args:?} failed:\n{text}\n{}", self.log());
+        text
+    }
+
+    /// Runs the command line, which must fail, and gives what it printed.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        let text = text(&output);
+        assert!(!output.status.success(), "rbuildctl {args:?} succeeded:\n{text}");
+        text
+    }
+
+    /// Processes whose command line holds `needle`, but for ourselves.
+    pub fn processes(needle: &str) -> Vec<u32> {
+        let entries = fs::read_dir("/proc").expect("list processes");
+        let ids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        ids.filter(|id| {
+            *id != std::process::id()
+                && fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| {
+                    String::from_utf8_lossy(&line).replace('\0', " ").contains(needle)
+                })
+        })
+        .collect()
+    }
+
+    /// Mounts below the state folder in the daemon's own namespace.
+    pub fn mounts(&self) -> Vec<String> {
+        let table =
+            fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap_or_default();
+        let state = self.state.display().to_string();
+        table
+            .lines()
+            .filter(|line| line.contains(&format!(" {state}/")))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            _ = process.kill();
+            _ = process.wait();
+        }
+    }
+}
+
+/// Both streams of a program as text.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Waits until `holds`, at most so long.
+pub fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < limit, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A build context: busybox, a Dockerfile that starts from it, and more files.
+pub struct Context(tempfile::TempDir);
+
+/// The lines that most test Dockerfiles begin with: a shell and the usual programs.
+pub const BASE: &str = "FROM scratch AS base\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n";
+
+impl Context {
+    /// [`BASE`], then `dockerfile`.
+    pub fn new(dockerfile: &str) -> Self {
+        let context = Self(tempfile::tempdir().expect("make a folder"));
+        fs::copy(BUSYBOX, context.path().join("busybox")).expect("copy busybox");
+        context.write("Dockerfile", format!("{BASE}{dockerfile}").as_bytes());
+        context
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The folder as an argument.
+    pub fn arg(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    /// Writes a file.
+    pub fn write(&self, name: &str, data: &[u8]) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().expect("a file has a folder")).expect("make a folder");
+        fs::write(path, data).expect("write a file");
+    }
+
+    /// Replaces what comes after [`BASE`].
+    pub fn dockerfile(&self, text: &str) {
+        self.write("Dockerfile", format!("{BASE}{text}").as_bytes());
+    }
+}

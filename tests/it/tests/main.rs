@@ -1,0 +1,5 @@
+//! The whole system: real daemon, real containers, real readers, real faults.
+
+mod builds;
+mod faults;
+mod readers;
