@@ -377,32 +377,18 @@ impl Graph {
         id
     }
 
-    /// Makes the keys of a follower lead to the leader's result, and returns those of its own.
-    pub(super) fn adopt_keys(&mut self, edge: EdgeIx, leader: EdgeIx) -> Vec<CacheKey> {
-        let mut keys = self.edges[leader].result_keys.clone();
-        let stored = keys.iter().find_map(|key| key.id(StoreIndex::MAIN));
-        let Some(stored) = stored else { return keys };
-        if !self.edges[edge].deps.is_empty() {
-            let ways: Vec<_> = self.alternatives(edge, EdgeState::current_keys).flatten().collect();
-            for (from, link) in ways {
-                self.keys.add_link(from, link, stored);
-            }
-            return keys;
+    /// Makes the inputs of a follower lead to the leader's key.
+    ///
+    /// A follower without inputs adds nothing: were the leader's result stored under another name
+    /// of the source (another manifest of equal layers), look-ups would stop at that name, which
+    /// does not lead to what was built on the first.
+    fn adopt_links(&mut self, edge: EdgeIx, leader: EdgeIx) {
+        let keys = self.edges[leader].result_keys.iter();
+        let Some(stored) = keys.filter_map(|key| key.id(StoreIndex::MAIN)).next() else { return };
+        let ways: Vec<_> = self.alternatives(edge, EdgeState::current_keys).flatten().collect();
+        for (from, link) in ways {
+            self.keys.add_link(from, link, stored);
         }
-        let output = self.edges[edge].output as i32;
-        let vertex = Some(self.vertices[self.edges[edge].vertex].digest);
-        for digest in self.edges[edge].roots.clone() {
-            if keys.iter().any(|key| key.digest() == digest) {
-                continue;
-            }
-            let key = CacheKey::root(digest, output, vertex);
-            let id = KeyId::Root(digest.root(output));
-            for (record, created_at) in self.keys.results(stored) {
-                self.keys.add_result(id, record, created_at);
-            }
-            keys.push(key);
-        }
-        keys
     }
 
     /// Why the edge has to be executed.
@@ -444,7 +430,8 @@ impl Graph {
             unreachable!("only results of finished edges are taken")
         };
         let (output, record) = (*output, record.clone());
-        let keys = self.adopt_keys(edge, leader);
+        self.adopt_links(edge, leader);
+        let keys = self.edges[leader].result_keys.clone();
         let offered = self.edges[leader].offered.clone();
         let state = &mut self.edges[edge];
         for key in offered {
