@@ -93,7 +93,7 @@ impl Overlay {
     }
 
     fn mount_writable(&self, lowers: &[LayerId], layer: &LayerId) -> Result<Tree, SnapshotError> {
-        self.skeletons.forget(&self.folders, layer)?;
+        self.skeletons.thaw(&self.folders, layer, lowers)?;
         let upper = self.folders.files(layer);
         let failed = |error| SnapshotError::io("mount", &upper, error);
         if lowers.is_empty() {

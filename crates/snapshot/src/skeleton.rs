@@ -157,7 +157,28 @@ impl Skeletons {
         Ok(Standing { files: loose.join(FILES), skeleton })
     }
 
-    /// Nothing made for the frozen layer is right any more.
+    /// Prepares for writing to `layer` over `lowers`: nothing made for the frozen layer will be right
+    /// any more. It must have been made over these, if over any.
+    pub fn thaw(
+        &self,
+        folders: &Folders,
+        layer: &LayerId,
+        lowers: &[LayerId],
+    ) -> Result<(), SnapshotError> {
+        match self.over(folders, layer)? {
+            Over::Written(made_over) | Over::Unpacked(made_over) if *made_over == *lowers => {
+                self.forget(folders, layer)
+            }
+            Over::Plain if lowers.is_empty() => Ok(()),
+            Over::Plain => {
+                Over::written(lowers).write(&folders.layer(layer))?;
+                self.forget(folders, layer)
+            }
+            _ => Err(SnapshotError::OtherLowers { layer: layer.clone() }),
+        }
+    }
+
+    /// Nothing made for the layer is of use any more.
     pub fn forget(&self, folders: &Folders, layer: &LayerId) -> Result<(), SnapshotError> {
         self.over.lock().unwrap_or_else(PoisonError::into_inner).remove(layer);
         folders.throw(&folders.layer(layer).join(LOOSE)).map(drop)

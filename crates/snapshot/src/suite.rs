@@ -106,6 +106,8 @@ fn layers_stack(make: Make, root: &Path) {
     assert_eq!((names(&below, "d"), read(&below, "d/a")), ("a".into(), "one".into()));
     assert_eq!(read(&below, "b"), "b");
     assert!(driver.layer_path(&two).join("d/c").exists());
+    let wrong = driver.mount(&[], Some(&two)).unwrap_err();
+    assert!(matches!(wrong, SnapshotError::OtherLowers { .. }));
 }
 
 /// More layers than an option string could name.

@@ -65,7 +65,8 @@ impl Tree {
     }
 
     /// A second detached mount of the same tree, to be attached to another namespace while this
-    /// one stays usable. With `read_only` writes through the new one are refused.
+    /// one stays usable. With `read_only` writes through the new one are refused. Kernels before
+    /// 6.15 do not clone detached mounts and refuse it.
     pub fn clone_mount(&self, read_only: bool) -> Result<OwnedFd, SnapshotError> {
         mounts::clone_of(self.fd(), read_only || !self.writable)
             .map_err(|error| SnapshotError::io("clone the mount of", self.path(), error))
