@@ -27,6 +27,8 @@ use crate::{
 
 /// How long an ended build can still be asked about as if it ran.
 const LINGER: Duration = Duration::from_secs(10);
+/// The newest 1.x release of the Dockerfile language that the built-in frontend equals.
+const DOCKERFILE_MINOR: u32 = 26;
 /// How long a bridge call may come before its build.
 const REGISTRATION: Duration = Duration::from_secs(3);
 
@@ -298,17 +300,23 @@ impl Engine {
     ) -> Result<FrontendResult, FrontendError> {
         let source = bridge.options.get("source").map_or("", String::as_str);
         let replaced = bridge.options.keys().any(|key| key.starts_with("context:dockerfile.v0"));
-        let builtin = name == "dockerfile.v0"
-            || name == "gateway.v0" && source == "dockerfile.v0" && !replaced;
-        if builtin && self.settings.dockerfile {
-            return Box::pin(dockerfile::Dockerfile::default().solve(bridge)).await;
+        let builtin = match name {
+            "dockerfile.v0" => Some(dockerfile::Dockerfile::default()),
+            "gateway.v0" if source == "dockerfile.v0" && !replaced => {
+                Some(dockerfile::Dockerfile::default())
+            }
+            "gateway.v0" => official_frontend(source, &bridge.options),
+            _ => None,
+        };
+        if let (Some(frontend), true) = (builtin, self.settings.dockerfile) {
+            return Box::pin(frontend.solve(bridge)).await;
         }
         if name == "gateway.v0" {
             return Err(FrontendError::with_code(
                 Code::Unimplemented,
                 format!(
                     "running the frontend image {source} is not supported by this daemon yet; \
-                     remove the `# syntax` line to use the built-in Dockerfile frontend"
+                     remove the `# syntax` line, or name docker/dockerfile:1, to use the built-in frontend"
                 ),
             ));
         }
@@ -564,6 +572,35 @@ async fn export_result(result: FrontendResult) -> Result<ExportResult, FrontendE
     Ok(exported)
 }
 
+/// The built-in frontend, if `source` names a released version of the official Dockerfile frontend
+/// that it equals or is newer than. An image by digest, another tag, or one that the build replaces
+/// by a context of its own is taken at its word.
+fn official_frontend(
+    source: &str,
+    options: &BTreeMap<String, String>,
+) -> Option<dockerfile::Dockerfile> {
+    let reference = oci::Reference::parse(source).ok()?;
+    if reference.repository() != "docker.io/docker/dockerfile" || reference.digest().is_some() {
+        return None;
+    }
+    if options.keys().any(|key| key.starts_with(&format!("context:{source}"))) {
+        return None;
+    }
+    let tag = reference.tag().unwrap_or("latest");
+    let (version, devices) = match tag.strip_suffix("labs") {
+        Some(version) => (version.trim_end_matches('-'), true),
+        None => (tag, false),
+    };
+    let mut numbers = version.split('.').map(str::parse::<u32>);
+    let known = match (numbers.next(), numbers.next()) {
+        _ if matches!(version, "" | "latest") => true,
+        (Some(Ok(1)), None) => true,
+        (Some(Ok(1)), Some(Ok(minor))) => minor <= DOCKERFILE_MINOR,
+        _ => false,
+    };
+    known.then_some(dockerfile::Dockerfile { devices })
+}
+
 fn entitlement_name(entitlement: &str) -> &str {
     entitlement.split_once('=').map_or(entitlement, |(name, _)| name)
 }
@@ -624,4 +661,36 @@ fn cpu_features() -> BTreeSet<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     line.split_whitespace().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_versions_of_the_official_frontend_are_built_in() {
+        let builtin = |source: &str| {
+            official_frontend(source, &BTreeMap::new()).map(|frontend| frontend.devices)
+        };
+        for source in [
+            "docker/dockerfile",
+            "docker/dockerfile:1",
+            "docker.io/docker/dockerfile:1.4",
+            "docker/dockerfile:1.7.0",
+        ] {
+            assert_eq!(builtin(source), Some(false), "{source}");
+        }
+        assert_eq!(builtin("docker/dockerfile:1-labs"), Some(true));
+        for source in [
+            "docker/dockerfile:2",
+            "docker/dockerfile:1.99",
+            "docker/dockerfile:master",
+            "other/dockerfile:1",
+        ] {
+            assert_eq!(builtin(source), None, "{source}");
+        }
+        let replaced =
+            [("context:docker/dockerfile:1".to_owned(), "docker-image://x".to_owned())].into();
+        assert!(official_frontend("docker/dockerfile:1", &replaced).is_none());
+    }
 }
