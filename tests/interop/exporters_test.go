@@ -3,6 +3,7 @@ package interop
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -333,4 +335,17 @@ func storedImage(t *testing.T, ctx context.Context, c *client.Client) (content.S
 	store, err := local.NewStore(dir)
 	require.NoError(t, err)
 	return store, resp.ExporterResponse["containerimage.digest"]
+}
+
+// gunzipNames lists the entries of a layer.
+func gunzipNames(t *testing.T, blob []byte) []string {
+	t.Helper()
+	gz, err := gzip.NewReader(bytes.NewReader(blob))
+	require.NoError(t, err)
+	_, headers := untar(t, gz)
+	var names []string
+	for _, h := range headers {
+		names = append(names, strings.TrimSuffix(h.Name, "/"))
+	}
+	return names
 }
