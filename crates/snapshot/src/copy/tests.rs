@@ -2,6 +2,7 @@
 
 use std::{fs, io::Write as _, os::unix::fs::MetadataExt as _, time::Instant};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use expect_test::{Expect, expect};
 
 use super::*;
@@ -565,6 +566,13 @@ fn content_arrives_whole() {
     assert!(blocks * 512 < 1 << 20, "holes stay holes");
 }
 
+/// The tar of the next test as the xz tool packs it.
+const XZ: &str = "\
+    /Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4Cf/AIRdADILyMbUDKmGEX3z8uV27EYCqmbfW78M\
+    8HWTfF0alw8u0WajkpxTYYW84gaxA9Ld6qpifiYbm9ZEFHxgwaf5degEMUk9Jo4fmUybgQRW\
+    +Bq0kcPWppmRP5cpS2gcKneeZBwOh5H/ZCM28dNJ2eZIjh6wWHQNZatzs6vZeq0yXkE4bo5j\
+    AAB//2F4+ih1yQABoAGAUAAACHTMZrHEZ/sCAAAAAARZWg==";
+
 #[test]
 fn tars_are_unpacked() {
     if !testing::is_root() {
@@ -591,8 +599,9 @@ fn tars_are_unpacked() {
         encoder.finish().unwrap()
     };
     let zstd = zstd::encode_all(&tar[..], 1).unwrap();
+    let xz = BASE64_STANDARD.decode(XZ).unwrap();
     for (name, data) in
-        [("tar", tar.clone()), ("gz", gzip(&tar)), ("bz2", bzip(&tar)), ("zst", zstd)]
+        [("tar", tar.clone()), ("gz", gzip(&tar)), ("bz2", bzip(&tar)), ("zst", zstd), ("xz", xz)]
     {
         let case = Case::new("", "");
         fs::write(case.source.path().join(name), data).unwrap();
