@@ -535,7 +535,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        text += &format!(": {cause}");
+        // Some errors tell their cause themselves.
+        let more = cause.to_string();
+        if !text.ends_with(&more) {
+            text += &format!(": {more}");
+        }
         next = cause.source();
     }
     text

@@ -30,7 +30,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// Asking for credentials or a token failed.
-    #[error("authorize with {host}")]
+    #[error("authorize with {host}: {source}")]
     Credentials {
         /// Registry host.
         host: String,
@@ -90,7 +90,7 @@ pub enum Error {
         available: Vec<String>,
     },
     /// Reading or writing local files, or a connection that broke in the middle.
-    #[error("{what}")]
+    #[error("{what}: {source}")]
     Io {
         /// What was being done.
         what: String,

@@ -31,6 +31,10 @@ use crate::{
 
 /// How long a registry may take to resolve a name that the image store knows as well.
 const PATIENCE_WITH_LOCAL: Duration = Duration::from_secs(10);
+/// Annotations of layers that mean something wherever the layer goes. Others are the business of
+/// the manifest they came in.
+const KEPT_ANNOTATIONS: [&str; 2] =
+    ["containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size"];
 /// Indexes inside indexes that are followed.
 const MAX_DEPTH: usize = 4;
 
@@ -594,7 +598,7 @@ impl Reader<'_> {
         let config_descriptor = &manifest.config;
         let config = self.document(config_descriptor, types::MAX_CONFIG).await?;
         holds.push(self.keep(config_descriptor, &config, [])?);
-        let layers = layers(name, &manifest, &config)?;
+        let layers = layers(name, &manifest, &config, self.source)?;
         let children = manifest.layers.iter().map(|layer| layer.digest);
         holds.push(self.keep(
             &manifest_descriptor,
@@ -648,8 +652,14 @@ impl Reader<'_> {
     }
 }
 
-/// The layers of a manifest with the diff ids of its config.
-fn layers(name: &str, manifest: &Manifest, config: &[u8]) -> Result<Vec<ImageLayer>, SourceError> {
+/// The layers of a manifest with the diff ids of its config. `source` is remembered with them, so
+/// that a push to the same registry can mount instead of sending.
+fn layers(
+    name: &str,
+    manifest: &Manifest,
+    config: &[u8],
+    source: Option<&Reference>,
+) -> Result<Vec<ImageLayer>, SourceError> {
     // Files are layers; an artifact's other blobs are not part of the tree.
     let blobs: Vec<_> = manifest.layers.iter().filter(|l| media::is_layer(&l.media_type)).collect();
     if blobs.is_empty() {
@@ -664,11 +674,15 @@ fn layers(name: &str, manifest: &Manifest, config: &[u8]) -> Result<Vec<ImageLay
             diff_ids.len()
         )));
     }
-    let layer = |(blob, diff_id): (&Descriptor, Digest)| ImageLayer {
-        descriptor: blob.clone().annotate(types::ANNOTATION_UNCOMPRESSED, diff_id.to_string()),
-        diff_id,
-        created_at: None,
-        description: None,
+    let layer = |(blob, diff_id): (&Descriptor, Digest)| {
+        let mut descriptor = blob.clone();
+        descriptor.annotations.retain(|key, _| KEPT_ANNOTATIONS.contains(&key.as_str()));
+        descriptor = descriptor.annotate(types::ANNOTATION_UNCOMPRESSED, diff_id.to_string());
+        if let Some(source) = source {
+            let key = format!("{}{}", types::ANNOTATION_DISTRIBUTION_SOURCE, source.domain());
+            descriptor = descriptor.annotate(&key, source.path());
+        }
+        ImageLayer { descriptor, diff_id, created_at: None, description: None }
     };
     Ok(blobs.into_iter().zip(diff_ids).map(layer).collect())
 }

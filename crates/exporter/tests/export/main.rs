@@ -186,7 +186,10 @@ pub fn text(error: &ExportError) -> String {
     let mut text = error.to_string();
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
-        text += &format!(": {cause}");
+        let more = cause.to_string();
+        if !text.ends_with(&more) {
+            text += &format!(": {more}");
+        }
         next = cause.source();
     }
     text

@@ -95,7 +95,7 @@ impl Client {
         Remote { client: self.clone(), credentials, insecure }
     }
 
-    fn http(&self, endpoint: &Endpoint) -> Result<reqwest::Client> {
+    pub(super) fn http(&self, endpoint: &Endpoint) -> Result<reqwest::Client> {
         let known = self.0.options.hosts.0.contains_key(&endpoint.config);
         let key = ClientKey {
             table: if known { endpoint.config.clone() } else { String::new() },
@@ -277,7 +277,7 @@ impl Remote {
     }
 }
 
-fn unreachable(what: &str, endpoint: &Endpoint, error: &reqwest::Error) -> Error {
+pub(super) fn unreachable(what: &str, endpoint: &Endpoint, error: &reqwest::Error) -> Error {
     let message = innermost(error);
     let about_tls =
         ["certificate", "Certificate", "tls", "TLS", "InvalidContentType", "corrupt message"];

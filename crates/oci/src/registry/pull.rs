@@ -8,7 +8,7 @@ use reqwest::Response;
 
 use super::{
     auth::Scopes,
-    client::{Direction, Remote, Request, unexpected},
+    client::{Direction, Remote, Request, unexpected, unreachable},
     hosts::{Endpoint, innermost},
     retry,
 };
@@ -342,21 +342,19 @@ impl Remote {
         Ok(found)
     }
 
+    /// Whether anybody speaks the endpoint's protocol there; what it says does not matter.
     async fn probe(&self, endpoint: &Endpoint, what: &str) -> Result<Endpoint> {
         let mut url = endpoint.url("", "")?;
         url.set_path("/v2/");
-        let request = Request::new(what, Method::GET, url, Scopes::default());
-        match self.send(endpoint, request).await {
-            Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
-                match unexpected(what, endpoint, answer).await {
-                    error @ Error::Unreachable { .. } => Err(error),
-                    _ => Ok(endpoint.clone()),
-                }
+        let answer = self.client.http(endpoint)?.get(url).send().await;
+        let answer = answer.map_err(|error| unreachable(what, endpoint, &error))?;
+        if answer.status() == StatusCode::BAD_REQUEST {
+            let error = unexpected(what, endpoint, answer).await;
+            if matches!(error, Error::Unreachable { .. }) {
+                return Err(error);
             }
-            Err(error @ Error::Unreachable { .. }) => Err(error),
-            // Whatever it said, it is there.
-            _ => Ok(endpoint.clone()),
         }
+        Ok(endpoint.clone())
     }
 }
 
