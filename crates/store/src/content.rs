@@ -86,7 +86,8 @@ impl Clone for Blob {
 impl Drop for Blob {
     fn drop(&mut self) {
         if let Some(entry) = self.inner.blobs.lock().unwrap().get_mut(&self.digest) {
-            entry.holds -= 1;
+            // A condemned blob may have come back meanwhile, without this hold.
+            entry.holds = entry.holds.saturating_sub(1);
             entry.touched = Instant::now();
         }
     }

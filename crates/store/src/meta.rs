@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Page cache of the database: metadata is read once at start and rarely after.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// The tables; the number is the first byte of nothing on disk, names are.
+/// The tables of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum T {
     Info,
@@ -89,7 +89,8 @@ enum Stop {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    database: Mutex<Arc<Database>>,
+    /// `None` after a failure, until it could be opened anew.
+    database: Mutex<Option<Arc<Database>>>,
     path: PathBuf,
     /// An open file on each file system that holds data.
     disks: Vec<File>,
@@ -108,7 +109,7 @@ impl Meta {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             wake: Condvar::new(),
-            database: Mutex::new(Arc::new(database)),
+            database: Mutex::new(Some(Arc::new(database))),
             path: path.to_owned(),
             disks,
         });
@@ -148,7 +149,7 @@ impl Meta {
                 return Ok(value.clone());
             }
         }
-        let read = self.shared.database().begin_read().map_err(meta)?;
+        let read = self.shared.database()?.begin_read().map_err(meta)?;
         let table = match read.open_table(table.definition()) {
             Ok(table) => table,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -175,7 +176,7 @@ impl Meta {
             overlay
         };
         let mut found = BTreeMap::new();
-        let read = self.shared.database().begin_read().map_err(meta)?;
+        let read = self.shared.database()?.begin_read().map_err(meta)?;
         match read.open_table(table.definition()) {
             Ok(table) => {
                 for entry in table.range(prefix..).map_err(meta)? {
@@ -204,7 +205,7 @@ impl Meta {
         table: T,
         mut visit: impl FnMut(&[u8], &[u8]),
     ) -> Result<(), StoreError> {
-        let read = self.shared.database().begin_read().map_err(meta)?;
+        let read = self.shared.database()?.begin_read().map_err(meta)?;
         let table = match read.open_table(table.definition()) {
             Ok(table) => table,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
@@ -291,8 +292,15 @@ fn select<'a>(
 }
 
 impl Shared {
-    fn database(&self) -> Arc<Database> {
-        self.database.lock().unwrap().clone()
+    /// The database, opened anew if it failed.
+    fn database(&self) -> Result<Arc<Database>, StoreError> {
+        let mut database = self.database.lock().unwrap();
+        if let Some(database) = &*database {
+            return Ok(database.clone());
+        }
+        let opened = Arc::new(open_database(&self.path)?);
+        *database = Some(opened.clone());
+        Ok(opened)
     }
 
     /// The thread: gather, sync, commit, tell.
@@ -358,31 +366,17 @@ impl Shared {
         for disk in &self.disks {
             rustix::fs::syncfs(disk).map_err(|errno| describe(&errno.into()))?;
         }
-        let outcome = write(&self.database(), batch);
+        let database = self.database().map_err(|error| match error {
+            StoreError::NoSpace { .. } => NO_SPACE.to_owned(),
+            error => error.to_string(),
+        })?;
+        let outcome = write(&database, batch);
         if outcome.is_err() {
-            // After a failed write redb refuses all further ones until it is opened anew.
-            self.reopen();
+            // After a failed write redb refuses all further ones until it is opened anew, which
+            // works once the last reader has let go of it.
+            *self.database.lock().unwrap() = None;
         }
         outcome
-    }
-
-    fn reopen(&self) {
-        let mut database = self.database.lock().unwrap();
-        // The file is locked by the open database, which readers may still hold for a moment.
-        let temporary = Database::builder()
-            .create_with_backend(redb::backends::InMemoryBackend::new())
-            .expect("a database in memory needs no IO");
-        drop(std::mem::replace(&mut *database, Arc::new(temporary)));
-        for _ in 0..50 {
-            match open_database(&self.path) {
-                Ok(reopened) => {
-                    *database = Arc::new(reopened);
-                    return;
-                }
-                Err(error) => tracing::warn!("reopen metadata: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
     }
 }
 
@@ -432,4 +426,88 @@ fn text(error: impl Into<redb::Error>) -> String {
 
 fn describe(error: &std::io::Error) -> String {
     if crate::error::is_full(error) { NO_SPACE.into() } else { error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path) -> Meta {
+        Meta::open(&folder.join("meta"), vec![File::open(folder).unwrap()]).unwrap()
+    }
+
+    /// Entries of a table as `key=value`.
+    fn scan(meta: &Meta, prefix: &str) -> String {
+        let found = meta.scan(T::Values, prefix.as_bytes()).unwrap().into_iter();
+        let lines = found.map(|(key, value)| {
+            format!("{}={}", String::from_utf8_lossy(&key), String::from_utf8_lossy(&value))
+        });
+        lines.collect::<Vec<_>>().join(" ")
+    }
+
+    fn set(meta: &Meta, key: &str, value: Option<&'static str>) {
+        meta.set(T::Values, key, value.map(Bytes::from));
+    }
+
+    #[test]
+    fn changes_show_at_once_and_stand_in_front_of_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let meta = open(folder.path());
+        set(&meta, "a/1", Some("one"));
+        set(&meta, "a/2", Some("two"));
+        set(&meta, "b", Some("three"));
+        assert_eq!(scan(&meta, "a/"), "a/1=one a/2=two");
+        meta.flush_blocking().unwrap();
+        set(&meta, "a/1", None);
+        set(&meta, "a/2", Some("changed"));
+        set(&meta, "a/3", Some("new"));
+        assert_eq!(scan(&meta, "a/"), "a/2=changed a/3=new");
+        assert_eq!(meta.get(T::Values, b"a/1").unwrap(), None);
+        assert_eq!(scan(&meta, ""), "a/2=changed a/3=new b=three");
+        assert!(meta.scan(T::Images, b"").unwrap().is_empty());
+    }
+
+    #[test]
+    fn closing_keeps_what_killing_loses() {
+        let folder = tempfile::tempdir().unwrap();
+        let meta = open(folder.path());
+        set(&meta, "kept", Some("1"));
+        drop(meta);
+        let meta = open(folder.path());
+        set(&meta, "flushed", Some("2"));
+        meta.flush_blocking().unwrap();
+        set(&meta, "lost", Some("3"));
+        meta.kill();
+        drop(meta);
+        assert_eq!(scan(&open(folder.path()), ""), "flushed=2 kept=1");
+    }
+
+    #[test]
+    fn unasked_changes_reach_the_disk_soon() {
+        let folder = tempfile::tempdir().unwrap();
+        let meta = open(folder.path());
+        set(&meta, "a", Some("1"));
+        let started = Instant::now();
+        while !meta.shared.queue.lock().unwrap().waiting.is_empty()
+            || !meta.shared.queue.lock().unwrap().committing.is_empty()
+        {
+            assert!(started.elapsed() < Duration::from_secs(20), "never committed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        meta.kill();
+        drop(meta);
+        assert_eq!(scan(&open(folder.path()), ""), "a=1");
+    }
+
+    #[test]
+    fn a_database_that_failed_is_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let meta = open(folder.path());
+        set(&meta, "a", Some("1"));
+        meta.flush_blocking().unwrap();
+        *meta.shared.database.lock().unwrap() = None;
+        set(&meta, "b", Some("2"));
+        meta.flush_blocking().unwrap();
+        assert_eq!(scan(&meta, ""), "a=1 b=2");
+    }
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Longest wait of [`Store::wait_released`]: a caller looks again at least this often.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Table of pinned blobs by owner.
 pub(crate) const PINS: &str = "store.pins";
 
