@@ -242,8 +242,11 @@ impl World {
     }
 
     fn strictly(&self, recipe: &Recipe) -> Option<Digest> {
-        // Private sources take what was built on them along when their record goes.
-        if recipe.ignore || recipe.maps.iter().any(KeyDigest::is_random) {
+        // Private sources take what was built on them along when their record goes. Sources with
+        // two cache maps are found by the first if that has a record, also if the one searched for
+        // was built on another source with only the second in common.
+        let private = recipe.maps.iter().any(KeyDigest::is_random);
+        if recipe.ignore || private || recipe.maps.len() > 1 {
             return None;
         }
         let mut text = match recipe.maps.is_empty() {
