@@ -41,7 +41,7 @@ pub fn to_bytes(text: &str) -> Vec<u8> {
 
 /// Every invalid byte as U+FFFD, as JSON encoders and the word lexer show them.
 pub fn lossy(text: &str) -> String {
-    text.chars().map(|char| if escaped(char).is_some() { '\u{fffd}' } else { char }).collect()
+    text.chars().map(valid).collect()
 }
 
 /// Whether `text` stands for bytes that are not UTF-8.
@@ -58,14 +58,18 @@ fn escape(byte: u8) -> char {
     char::from_u32(ESCAPE_BASE + u32::from(byte & 0x7f)).expect("the range holds characters only")
 }
 
-/// Lower case, character by character.
+/// Lower case, character by character; invalid bytes become U+FFFD.
 pub fn lower(text: &str) -> String {
-    text.chars().map(|char| single(char.to_lowercase()).unwrap_or(char)).collect()
+    text.chars().map(|char| single(valid(char).to_lowercase()).unwrap_or(char)).collect()
 }
 
-/// Upper case, character by character.
+/// Upper case, character by character; invalid bytes become U+FFFD.
 pub fn upper(text: &str) -> String {
-    text.chars().map(|char| single(char.to_uppercase()).unwrap_or(char)).collect()
+    text.chars().map(|char| single(valid(char).to_uppercase()).unwrap_or(char)).collect()
+}
+
+fn valid(char: char) -> char {
+    if escaped(char).is_some() { '\u{fffd}' } else { char }
 }
 
 /// Equal but for case.

@@ -22,22 +22,24 @@ pub struct Url {
 impl Url {
     /// Reads `scheme://[user@]host[:port][/path][?query][#fragment]`.
     pub fn parse(input: &str) -> Option<Self> {
-        if input.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
+        let (rest, fragment) = input.split_once('#').unwrap_or((input, ""));
+        if rest.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
             return None;
         }
-        let (rest, fragment) = input.split_once('#').unwrap_or((input, ""));
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (scheme, rest) = rest.split_once("://")?;
         let at = rest.find('/').unwrap_or(rest.len());
         let (authority, raw_path) = rest.split_at(at);
         let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        if !is_host(host) {
+        let is_user =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte);
+        if !user.bytes().all(is_user) {
             return None;
         }
         Some(Self {
             scheme: scheme.to_ascii_lowercase(),
             user: user.to_owned(),
-            host: host.to_owned(),
+            host: decode_host(host)?,
             path: decode(raw_path, false)?,
             raw_path: raw_path.to_owned(),
             // A broken query is as good as none, as in the official parser.
@@ -48,28 +50,68 @@ impl Url {
 
     /// The URL up to the path.
     pub fn without_query_and_fragment(&self) -> String {
-        let at = if self.user.is_empty() { "" } else { "@" };
-        let path: String = self.raw_path.chars().map(escape_space).collect();
-        format!("{}://{}{at}{}{path}", self.scheme, self.user, self.host)
+        let mut out = format!("{}://", self.scheme);
+        if !self.user.is_empty() {
+            let parts: Vec<String> = self.user.splitn(2, ':').map(escape_user).collect();
+            out.push_str(&parts.join(":"));
+            out.push('@');
+        }
+        out.push_str(&escape(&self.host, is_host_byte));
+        if self.raw_path.bytes().all(|byte| is_path_byte(byte) || b"!'()*[]%".contains(&byte)) {
+            out.push_str(&self.raw_path);
+        } else {
+            out.push_str(&escape(&self.path, is_path_byte));
+        }
+        out
     }
 }
 
-fn escape_space(char: char) -> String {
-    match char {
-        ' ' => "%20".to_owned(),
-        other => other.to_string(),
-    }
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)
 }
 
-fn is_host(host: &str) -> bool {
-    let (name, port) = match host.rfind(']') {
-        Some(end) => host.split_at(end + 1),
-        None => host.split_at(host.find(':').unwrap_or(host.len())),
-    };
-    let valid = |char: char| !char.is_whitespace() && !"\"<>\\^`{|}/@%".contains(char);
-    name.chars().all(valid)
-        && port.strip_prefix(':').unwrap_or(port).bytes().all(|byte| byte.is_ascii_digit())
-        && (port.is_empty() || port.starts_with(':'))
+fn is_path_byte(byte: u8) -> bool {
+    is_unreserved(byte) || b"$&+,/:;=@".contains(&byte)
+}
+
+fn is_host_byte(byte: u8) -> bool {
+    is_unreserved(byte) || b"!$&'()*+,;=:[]<>\"".contains(&byte)
+}
+
+fn escape(text: &str, plain: fn(u8) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn escape_user(part: &str) -> String {
+    let decoded = decode(part, false).unwrap_or_else(|| part.to_owned());
+    escape(&decoded, |byte| is_unreserved(byte) || b"$&+,;=".contains(&byte))
+}
+
+/// Escapes stand for bytes above ASCII only; a port is digits.
+fn decode_host(host: &str) -> Option<String> {
+    let after = host.rfind(']').map_or(0, |at| at + 1);
+    let port = host[after..].rfind(':').map_or("", |at| &host[after + at + 1..]);
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let escapes = host.match_indices('%').all(|(at, _)| {
+        host.as_bytes()
+            .get(at + 1)
+            .is_some_and(|digit| matches!(digit, b'8' | b'9' | b'a'..=b'f' | b'A'..=b'F'))
+    });
+    let valid = |byte: u8| byte == b'%' || byte >= 0x80 || is_host_byte(byte);
+    if !escapes || !host.bytes().all(valid) {
+        return None;
+    }
+    decode(host, false)
 }
 
 /// Reads `key=value&…`.
@@ -126,6 +168,8 @@ mod tests {
         assert_eq!(url.without_query_and_fragment(), "https://u:p@h.x:8/a%20b/c");
         assert_eq!(file_name("http://h/a/b.tgz?x").as_deref(), Some("b.tgz"));
         assert_eq!(file_name("http://h"), None);
+        let odd = Url::parse("https://u!:p%40@h\u{85}x/é a?q").unwrap();
+        assert_eq!(odd.without_query_and_fragment(), "https://u%21:p%40@h%C2%85x/%C3%A9%20a");
         for bad in ["x", "http://a b/", "http://h:x/", "http://h/%zz"] {
             assert_eq!(Url::parse(bad), None, "{bad}");
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::mutate::{Random, mutate, seeds};
 use common::{FolderBridge, Images, block_on};
 use dockerfile::context::{Client, DockerfileSource};
 use dockerfile::lint::Linter;
@@ -17,87 +18,6 @@ use dockerfile::shell::{Empty, Lexer};
 use dockerfile::{report, requests, text};
 use llb::pb;
 
-/// A small generator, so that a seed means the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.0 >> 33) as usize) % limit.max(1)
-    }
-}
-
-const PIECES: &[&str] = &[
-    "FROM ",
-    "RUN ",
-    "COPY ",
-    "ADD ",
-    "ENV ",
-    "ARG ",
-    "ONBUILD ",
-    "--from=",
-    "--mount=type=",
-    "<<EOF\n",
-    "EOF\n",
-    "\\\n",
-    "# check=skip=all\n",
-    "${A:-",
-    "}",
-    "\"",
-    "'",
-    "$",
-    "[\"a\"]",
-    "\u{feff}",
-    "\0",
-    "\u{85}",
-    "é",
-    "--chmod=",
-    "http://h/x",
-    "https://h/r.git?ref=a#b:c",
-    "/./",
-    "${A//x/y}",
-    "scratch",
-    " AS a\n",
-    "\r\n",
-    "=",
-    ",",
-    ":",
-    "EXPOSE 1-65535\n",
-    "STOPSIGNAL ",
-];
-
-fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
-    let mut data = seeds[random.below(seeds.len())].clone();
-    for _ in 0..=random.below(6) {
-        let at = random.below(data.len() + 1);
-        match random.below(7) {
-            0 if at < data.len() => data[at] = random.below(256) as u8,
-            1 => {
-                let end = (at + random.below(20)).min(data.len());
-                data.drain(at..end);
-            }
-            2 => {
-                let other = &seeds[random.below(seeds.len())];
-                let from = random.below(other.len() + 1);
-                let to = (from + random.below(200)).min(other.len());
-                data.splice(at..at, other[from..to].iter().copied());
-            }
-            3 => {
-                let end = (at + random.below(60)).min(data.len());
-                let piece = data[at..end].repeat(random.below(20));
-                data.splice(at..at, piece);
-            }
-            4 => data.truncate(at),
-            _ => {
-                let piece = PIECES[random.below(PIECES.len())];
-                data.splice(at..at, piece.bytes());
-            }
-        }
-    }
-    data
-}
-
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
@@ -105,11 +25,7 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn mutated_files_are_handled() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut folders: Vec<_> =
-        std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.sort();
-    let seeds: Vec<Vec<u8>> =
-        folders.iter().filter_map(|folder| std::fs::read(folder.join("Dockerfile")).ok()).collect();
+    let seeds = seeds(&root);
     let images = Arc::new(Images::read(&root.join("stub-images.json")));
     let mut random = Random(number("RBUILD_SEED", 1));
     let clients: Vec<Client> = ["linux/amd64", "windows/amd64"]

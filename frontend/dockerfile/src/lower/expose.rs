@@ -13,13 +13,14 @@ use crate::text;
 
 impl Lowering<'_> {
     pub(super) fn expose(&mut self, place: &Place, items: &[String]) -> Result<()> {
-        let mut ports = Vec::new();
+        let mut words = Vec::new();
         for item in items {
             // One item may become several, or none.
-            let words = self.lexer.words(item, &self.stages[place.stage].state.env)?;
-            for word in words {
-                self.port(place, &word, &mut ports)?;
-            }
+            words.extend(self.lexer.words(item, &self.stages[place.stage].state.env)?);
+        }
+        let mut ports = Vec::new();
+        for word in words {
+            self.port(place, &word, &mut ports)?;
         }
         let text = format!("EXPOSE [{}]", ports.join(" "));
         self.count(text.len())?;

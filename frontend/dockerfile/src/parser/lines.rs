@@ -32,7 +32,7 @@ pub struct Logical {
 impl<'a> Reader<'a> {
     pub fn new(source: &'a [u8]) -> Self {
         Self {
-            rest: source.strip_prefix(b"\xef\xbb\xbf").unwrap_or(source),
+            rest: source,
             line: 0,
             too_long: false,
             directives: directives::Block::new("#"),
@@ -54,11 +54,11 @@ impl<'a> Reader<'a> {
     pub fn logical(&mut self, file: &mut File) -> Result<Option<Logical>> {
         while let Some(raw) = self.physical() {
             if is_comment(&raw) {
-                let comment = raw[1..].trim();
-                if comment.is_empty() {
-                    self.comments.clear();
-                } else {
-                    self.comments.push(comment.to_owned());
+                // One byte is dropped, even of white space that takes more.
+                let rest = text::from_bytes(&text::to_bytes(&raw)[1..]);
+                match rest.trim() {
+                    "" => self.comments.clear(),
+                    comment => self.comments.push(comment.to_owned()),
                 }
             }
             let stripped = raw.trim_end_matches(['\r', '\n']).trim_start();
@@ -136,8 +136,11 @@ impl<'a> Reader<'a> {
             self.too_long = true;
             return None;
         }
-        let (line, rest) = self.rest.split_at(length);
+        let (mut line, rest) = self.rest.split_at(length);
         self.rest = rest;
+        if self.line == 0 {
+            line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+        }
         Some(text::from_bytes(line))
     }
 }

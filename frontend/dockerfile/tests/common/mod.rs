@@ -5,6 +5,8 @@
 
 #![allow(dead_code)]
 
+pub mod mutate;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
