@@ -1,6 +1,9 @@
 //! The blobs of an assembled image, wherever they are.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use base::Digest;
@@ -18,16 +21,23 @@ const FETCHES: usize = 4;
 pub(crate) struct Blobs {
     store: Arc<Store>,
     lazy: HashMap<Digest, (Ref, LayerBlob)>,
+    /// What the layers' own descriptors say of them.
+    notes: HashMap<Digest, BTreeMap<String, String>>,
 }
 
 impl Blobs {
     pub(crate) fn new(store: Arc<Store>, image: &Assembled) -> Self {
         let layers = image.members.iter().flat_map(|member| &member.layers);
-        let lazy = layers
-            .filter_map(|layer| Some((layer.descriptor.digest, layer.origin.clone()?)))
-            .filter(|(_, (_, blob))| !blob.local)
-            .collect();
-        Self { store, lazy }
+        let (mut lazy, mut notes) = (HashMap::new(), HashMap::new());
+        for layer in layers {
+            let Some((tree, blob)) = &layer.origin else { continue };
+            let digest = layer.descriptor.digest;
+            notes.insert(digest, blob.descriptor.annotations.clone());
+            if !blob.local {
+                lazy.insert(digest, (tree.clone(), blob.clone()));
+            }
+        }
+        Self { store, lazy, notes }
     }
 
     /// Brings all lazy layers here; they stay while the answer is held.
@@ -39,9 +49,7 @@ impl Blobs {
     /// Other repositories that are known to have the blob, from the layer's own notes.
     pub(crate) fn sources(&self, digest: &Digest) -> Vec<oci::Reference> {
         let mut notes = self.store.content().info(digest).unwrap_or_default().annotations;
-        if let Some((_, blob)) = self.lazy.get(digest) {
-            notes.extend(blob.descriptor.annotations.clone());
-        }
+        notes.extend(self.notes.get(digest).cloned().unwrap_or_default());
         let mut found = Vec::new();
         for (key, value) in notes {
             let Some(host) = key.strip_prefix(oci::types::ANNOTATION_DISTRIBUTION_SOURCE) else {

@@ -184,6 +184,7 @@ impl Registry for Memory {
             for source in same_host {
                 if state.members.contains(&(source.repository(), blob.digest)) {
                     state.members.insert(key);
+                    state.log.push(format!("mount {} from {}", blob.digest, source.repository()));
                     return Ok(Pushed::Mounted(source.clone()));
                 }
             }

@@ -68,3 +68,46 @@ async fn a_failed_push_names_what_and_where() {
     // The image is in the store all the same.
     assert!(world.store.images().get("h.io/app:1").is_some());
 }
+
+#[tokio::test]
+async fn layers_of_the_base_are_mounted_not_sent() {
+    let world = World::new().await;
+    let source = Reference::parse("h.io/base:1").unwrap();
+    let mut body = Vec::new();
+    base::gotar::write_end(&mut body).unwrap();
+    let blob = world.memory.add_blob(&source, oci::media::OCI_LAYER, &body);
+    let descriptor = blob
+        .annotate(oci::types::ANNOTATION_UNCOMPRESSED, base::Digest::of(&body).to_string())
+        .annotate(&format!("{}h.io", oci::types::ANNOTATION_DISTRIBUTION_SOURCE), "base");
+    let lower = world
+        .store
+        .image(store::ImageLayers {
+            layers: vec![store::ImageLayer {
+                descriptor: descriptor.clone(),
+                diff_id: base::Digest::of(&body),
+                created_at: None,
+                description: None,
+            }],
+            provider: Some(world.memory.clone()),
+            description: "pulled from h.io/base:1".into(),
+            kind: store::RecordKind::Regular,
+            image_name: None,
+            keeps: Vec::new(),
+        })
+        .unwrap()
+        .unwrap();
+    let attrs = [("name", "h.io/new:1"), ("push", "true"), ("store", "false")];
+    world.export("image", &attrs, 0, single(&lower)).await.unwrap();
+    let log = world.memory.take_log();
+    // The lazy layer was neither fetched nor sent.
+    assert!(!log.contains(&format!("blob {}", descriptor.digest)), "{log:?}");
+    let new = Reference::parse("h.io/new:1").unwrap();
+    assert!(world.memory.resolve(&new).await.is_ok());
+    // Unpacked and built upon, it is mounted all the same.
+    lower.ensure_local(store::no_progress()).await.unwrap();
+    let tree = world.layer(Some(&lower), "x", &[("a", "a")]).await;
+    let attrs = [("name", "h.io/newer:1"), ("push", "true")];
+    world.export("image", &attrs, 0, single(&tree)).await.unwrap();
+    let log = world.memory.take_log();
+    assert!(log.contains(&format!("mount {} from h.io/base", descriptor.digest)), "{log:?}");
+}
