@@ -160,6 +160,7 @@ pub struct World {
     states: HashMap<Digest, Digest>,
     renamed: HashMap<Digest, Digest>,
     requests: HashMap<RequestId, Asked>,
+    withdrawn: HashSet<RequestId>,
     running: HashSet<Digest>,
     finished: HashSet<Digest>,
     executing: HashMap<String, u32>,
@@ -207,6 +208,7 @@ impl World {
             states: HashMap::new(),
             renamed: HashMap::new(),
             requests: HashMap::new(),
+            withdrawn: HashSet::new(),
             running: HashSet::new(),
             finished: HashSet::new(),
             executing: HashMap::new(),
@@ -457,6 +459,7 @@ impl World {
                 if let Some(nested) = nested
                     && self.requests.remove(&nested).is_some()
                 {
+                    self.withdrawn.insert(nested);
                     let actions = self.graph.step(Event::Withdraw { request: nested });
                     self.actions.extend(actions);
                 }
@@ -568,7 +571,11 @@ impl World {
         request: RequestId,
         outcome: Result<solver::graph::Answer, Arc<solver::graph::Failure>>,
     ) {
-        let asked = self.requests.remove(&request).expect("requests are answered once");
+        let Some(asked) = self.requests.remove(&request) else {
+            // The answer was on its way when the request was withdrawn.
+            assert!(self.withdrawn.remove(&request), "requests are answered once");
+            return;
+        };
         let naive = self.naive[&asked.edge];
         let result = match outcome {
             Ok(answer) => {
