@@ -57,7 +57,7 @@ pub(crate) fn from_export(error: &exporter::ExportError) -> FrontendError {
         if !message.ends_with(&text) {
             message = format!("{message}: {text}");
         }
-        if let Some(store::StoreError::NoSpace { .. }) = inner.downcast_ref() {
+        if inner.downcast_ref::<store::StoreError>().is_some_and(store::StoreError::is_no_space) {
             code = Code::ResourceExhausted;
         }
         cause = inner.source();

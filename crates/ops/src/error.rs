@@ -79,14 +79,7 @@ impl OpError {
     pub fn code(&self) -> Code {
         match self {
             Self::Cancelled => Code::Canceled,
-            Self::Store(error)
-                if matches!(
-                    **error,
-                    store::StoreError::NoSpace { .. } | store::StoreError::Ceiling { .. }
-                ) =>
-            {
-                Code::ResourceExhausted
-            }
+            Self::Store(error) if error.is_no_space() => Code::ResourceExhausted,
             Self::Exit { out_of_memory: true, .. } => Code::ResourceExhausted,
             _ => Code::Unknown,
         }

@@ -236,7 +236,12 @@ impl solver::Worker for Worker {
             Some(Op::Merge(op)) => {
                 let parts: Vec<Ref> =
                     op.inputs.iter().filter_map(|side| input(&inputs, side.input)).collect();
-                Ok(vec![self.store.merge(&parts)?])
+                // Mostly concatenation, but layers with opaque folders are compared.
+                let store = self.store.clone();
+                let merged = tokio::task::spawn_blocking(move || store.merge(&parts)).await;
+                let merged = merged
+                    .map_err(|error| OpError::invalid(format!("merge broke off: {error}")))?;
+                Ok(vec![merged?])
             }
             Some(Op::Diff(op)) => {
                 let lower = op.lower.as_ref().and_then(|side| input(&inputs, side.input));

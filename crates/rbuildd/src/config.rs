@@ -47,6 +47,8 @@ pub struct Config {
     pub snapshotter: snapshot::Choice,
     /// Network of steps.
     pub network: executor::Network,
+    /// Addresses of containers with a network of their own.
+    pub bridge_subnet: executor::Subnet,
     /// Resolver settings.
     pub dns: executor::Dns,
     /// Runtime instead of the built-in one.
@@ -139,6 +141,7 @@ const KNOWN: &[&str] = &[
     "worker.oci.defaultCgroupParent",
     "worker.oci.max-parallelism",
     "worker.oci.networkMode",
+    "worker.oci.bridgeSubnet",
     "worker.oci.gc",
     "worker.oci.reservedSpace",
     "worker.oci.maxUsedSpace",
@@ -167,7 +170,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "worker.oci.cniBinaryPath",
     "worker.oci.cniPoolSize",
     "worker.oci.bridgeName",
-    "worker.oci.bridgeSubnet",
     "frontend.gateway.v0.allowedRepositories",
 ];
 
@@ -186,7 +188,8 @@ impl Config {
                 bail!("configuration file {} does not exist", path.display())
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("read configuration {}", path.display()));
+                return Err(error)
+                    .with_context(|| format!("read configuration {}", path.display()));
             }
         };
         Self::from_text(&text, flags).with_context(|| format!("configuration {}", path.display()))
@@ -280,8 +283,15 @@ impl Config {
         let network = match flags.oci_worker_net.clone().or(oci.network_mode).as_deref() {
             None | Some("auto" | "" | "host") => executor::Network::Host,
             Some("none") => executor::Network::None,
-            Some(other) => bail!("network mode {other:?} is not supported; use auto, host or none"),
+            Some("bridge") => executor::Network::Isolated,
+            Some(other) => {
+                bail!("network mode {other:?} is not supported; use auto, host, bridge or none")
+            }
         };
+        let subnet = oci.bridge_subnet.as_deref().unwrap_or("10.10.0.0/16");
+        let bridge_subnet = subnet
+            .parse()
+            .with_context(|| format!("bridgeSubnet {subnet:?} is not a range of IPv4 addresses"))?;
         let dns = executor::Dns {
             nameservers: file
                 .dns
@@ -347,6 +357,7 @@ impl Config {
             platforms,
             snapshotter,
             network,
+            bridge_subnet,
             dns,
             runtime: flags
                 .oci_worker_binary
@@ -683,6 +694,8 @@ struct OciFile {
     max_parallelism: Option<u32>,
     #[serde(rename = "networkMode")]
     network_mode: Option<String>,
+    #[serde(rename = "bridgeSubnet")]
+    bridge_subnet: Option<String>,
     gc: Option<bool>,
     #[serde(rename = "reservedSpace")]
     reserved_space: Option<Value>,
@@ -801,7 +814,7 @@ mod tests {
         ] {
             assert!(load("", flags).is_err(), "{flags:?}");
         }
-        assert!(load("[worker.oci]\nnetworkMode = \"bridge\"", &[]).is_err());
+        assert!(load("[worker.oci]\nnetworkMode = \"cni\"", &[]).is_err());
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub struct Flags {
     /// Platform to offer (repeatable) [default: detected]
     #[arg(long, value_name = "PLATFORM", action = ArgAction::Append)]
     pub oci_worker_platform: Vec<String>,
-    /// Network of steps: auto, host or none
+    /// Network of steps: auto, host, bridge or none
     #[arg(long, value_name = "MODE")]
     pub oci_worker_net: Option<String>,
     /// CNI configuration (needs a CNI network mode, which is not supported)

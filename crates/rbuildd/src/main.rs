@@ -76,6 +76,8 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::empty());
     // Before there are threads and before memory grows.
     let launcher = executor::launcher::spawn().context("start the launcher of steps")?;
+    // After the launcher, whose limits steps inherit: trees and deep copies need many descriptors.
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -83,6 +85,14 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
     let outcome = runtime.block_on(run(&config, launcher));
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
+}
+
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the number of open files");
+    }
 }
 
 async fn run(config: &Config, launcher: executor::launcher::Launcher) -> anyhow::Result<()> {

@@ -170,13 +170,21 @@ fn private_folder(root: &Path, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn executor(config: &Config, launcher: Launcher) -> Arc<dyn executor::Executor> {
+    let parent = Some(config.cgroup_parent.clone()).filter(|parent| !parent.is_empty());
     match &config.runtime {
-        None => Arc::new(executor::Native::new(launcher, executor::NativeConfig::default())),
+        None => {
+            let native = executor::NativeConfig {
+                default_cgroup_parent: parent,
+                subnet: Some(config.bridge_subnet),
+                ..Default::default()
+            };
+            Arc::new(executor::Native::new(launcher, native))
+        }
         Some(binary) => {
             let runtime = executor::RuncConfig {
                 binary: binary.clone(),
                 state: config.root.join("runtime"),
-                default_cgroup_parent: None,
+                default_cgroup_parent: parent,
             };
             Arc::new(executor::Runc::new(launcher, runtime))
         }
