@@ -128,3 +128,30 @@ async fn pushed_images_are_read_from_a_real_registry() {
     _ = child.kill();
     _ = child.wait();
 }
+
+/// What skopeo writes in docker's form, with links between layers, is read as the same image.
+#[tokio::test]
+async fn tars_of_skopeo_are_read() {
+    let world = World::new().await;
+    let lower = world.layer(None, "x", &[("etc/a", "a")]).await;
+    let tree = world.layer(Some(&lower), "x", &[("b", "b")]).await;
+    world.export("oci", &[("name", "h.io/app:1")], 0, single(&tree)).await.unwrap();
+    let source = format!("oci-archive:{}", world.at("out.file").display());
+    let saved = world.at("saved.tar");
+    let target = format!("docker-archive:{}:h.io/app:2", saved.display());
+    if run("skopeo", &["copy", &source, &target]).is_none() {
+        return;
+    }
+    let file = std::fs::File::open(&saved).unwrap();
+    let layout =
+        oci::layout::Layout::unpack(file, &world.at("read"), oci::compress::Limits::default());
+    let layout = layout.unwrap();
+    let images = layout.images();
+    assert_eq!(images.len(), 1);
+    assert_eq!(images[0].names, ["h.io/app:2"]);
+    let read = |digest: &base::Digest| std::fs::read(layout.blob_path(digest)).unwrap();
+    let manifest = oci::Manifest::parse("m", &read(&images[0].descriptor.digest)).unwrap();
+    let config = oci::ImageConfig::parse("c", &read(&manifest.config.digest)).unwrap();
+    let diff_ids: Vec<_> = manifest.layers.iter().map(|layer| layer.digest).collect();
+    assert_eq!(diff_ids, config.rootfs.diff_ids);
+}
