@@ -97,11 +97,8 @@ impl Services {
         let images = Images { engine: engine.clone(), runner: runner.clone(), idle: idle.clone() };
         let containers = Containers { runner: runner.clone(), idle: idle.clone() };
         let (_, health) = tonic_health::server::health_reporter();
-        let reflection = |builder: tonic_reflection::server::Builder<'static>| {
-            builder.register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        };
-        let v1 = reflection(tonic_reflection::server::Builder::configure()).build_v1()?;
-        let v1alpha = reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?;
+        let v1 = reflection().build_v1()?;
+        let v1alpha = reflection().build_v1alpha()?;
         Ok(Routes::new(sized!(ControlServer::new(control)))
             .add_service(sized!(LlbBridgeServer::new(bridge)))
             .add_service(sized!(ContentServer::new(content)))
@@ -152,4 +149,13 @@ impl Services {
         }
         Ok(())
     }
+}
+
+/// All services, described for clients that ask.
+///
+/// A function, not a closure: rustc 1.95 lets two calls of a closure share one constant argument
+/// that the callee changes (rust-lang/rust#155241), and release builds crashed at start.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
 }
