@@ -242,11 +242,11 @@ fn go_match(mut pattern: &[char], mut name: &[char]) -> Result<bool, PatternErro
         if star && chunk.is_empty() {
             return Ok(!name.contains(&'/'));
         }
-        if let Some(after) = match_chunk(chunk, name)? {
-            if after.is_empty() || !pattern.is_empty() {
-                name = after;
-                continue;
-            }
+        if let Some(after) = match_chunk(chunk, name)?
+            && (after.is_empty() || !pattern.is_empty())
+        {
+            name = after;
+            continue;
         }
         if star {
             let mut index = 0;

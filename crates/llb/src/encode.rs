@@ -208,11 +208,8 @@ impl Tree {
         for field in ordered.chain(self.schema.iter().filter(|field| field.oneof)) {
             match self.fields.get(&field.number) {
                 None => {}
-                Some(Values::Single(value)) => {
-                    if field.oneof || !value.is_zero() {
-                        value.write(field.number, &mut out);
-                    }
-                }
+                Some(Values::Single(value)) if !field.oneof && value.is_zero() => {}
+                Some(Values::Single(value)) => value.write(field.number, &mut out),
                 Some(Values::Repeated(list)) => match field.kind {
                     Kind::Bytes | Kind::Message(_) => {
                         list.iter().for_each(|value| value.write(field.number, &mut out));
