@@ -120,7 +120,8 @@ pub trait Source: Send + Sync {
 pub trait Instance: Send {
     /// Key number `step`: the text that is hashed behind `buildkit.source.v0:` (cache key notes
     /// §4.1–4.3). Asked in order, the next only if the one before found no result.
-    async fn cache_key(&mut self, step: usize, progress: &Progress) -> Result<KeyStep, SourceError>;
+    async fn cache_key(&mut self, step: usize, progress: &Progress)
+    -> Result<KeyStep, SourceError>;
 
     /// Makes the tree, lazily where that is possible; `None` is an empty one. The key was asked
     /// for before.
@@ -184,7 +185,10 @@ pub struct Sources {
 
 impl Sources {
     /// A list of sources that share a pool of blob providers.
-    pub fn new(sources: impl IntoIterator<Item = Arc<dyn Source>>, providers: Arc<Providers>) -> Self {
+    pub fn new(
+        sources: impl IntoIterator<Item = Arc<dyn Source>>,
+        providers: Arc<Providers>,
+    ) -> Self {
         let mut by_scheme = BTreeMap::new();
         for source in sources {
             for scheme in source.schemes() {

@@ -18,7 +18,10 @@ mod local;
 mod progress;
 mod providers;
 
-pub use api::{GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source, SourceRequest, Sources};
+pub use api::{
+    GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source,
+    SourceRequest, Sources,
+};
 pub use credentials::SessionCredentials;
 pub use error::SourceError;
 pub use git::GitSource;

@@ -88,13 +88,17 @@ pub fn layer_progress(progress: Progress) -> LayerProgress {
         };
         match stage {
             LayerStage::Waiting => {}
-            LayerStage::Downloading { current, total } => progress.status(status(id, current, total, None)),
+            LayerStage::Downloading { current, total } => {
+                progress.status(status(id, current, total, None))
+            }
             LayerStage::Extracting => {
                 let size = descriptor.size;
                 progress.status(status(id.clone(), size, size, Some(SystemTime::now())));
                 progress.status(status(format!("extracting {id}"), 0, 0, None));
             }
-            LayerStage::Done => progress.status(status(format!("extracting {id}"), 0, 0, Some(SystemTime::now()))),
+            LayerStage::Done => {
+                progress.status(status(format!("extracting {id}"), 0, 0, Some(SystemTime::now())))
+            }
         }
     })
 }
