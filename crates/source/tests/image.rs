@@ -414,3 +414,27 @@ async fn one_blob_as_a_file() {
     let error = world.pull(&layouts, &identifier, &[]).await.unwrap_err();
     assert_eq!(error, "oci-layout blob source requires store id");
 }
+
+#[tokio::test]
+async fn indexes_of_indexes_end_somewhere() {
+    let world = world();
+    let one = layer("one", "1");
+    let name = Reference::parse("h.io/deep:1").unwrap();
+    let mut root = Descriptor {
+        platform: Some(Platform::new("linux", "amd64")),
+        ..add(&world.memory, "h.io/deep:1", &[&one], "amd64")
+    };
+    for depth in 1..6 {
+        let body = Index::new(true, vec![root]).to_json();
+        root = Descriptor {
+            platform: Some(Platform::new("linux", "amd64")),
+            ..Descriptor::of(media::OCI_INDEX, &body)
+        };
+        world.memory.push_manifest(&name, &root, body.into()).await.unwrap();
+        let pulled = world.pull(&world.images, "docker-image://h.io/deep:1", &[]).await;
+        match depth {
+            1..4 => assert_eq!(pulled.unwrap().1, "one=1"),
+            _ => assert_eq!(pulled.unwrap_err(), "indexes of h.io/deep:1 are nested too deeply"),
+        }
+    }
+}
