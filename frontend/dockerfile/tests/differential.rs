@@ -32,6 +32,38 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// Options that the files are converted with in turn.
+const OPTIONS: [&[(&str, &str)]; 7] = [
+    &[("platform", "linux/amd64"), ("build-arg:A", "x")],
+    &[("platform", "windows/amd64")],
+    &[("no-cache", ""), ("build-arg:HTTP_PROXY", "p"), ("image-resolve-mode", "pull")],
+    &[("platform", "linux/arm/v7"), ("multi-platform", "true"), ("label:a", "b")],
+    &[("platform", "linux/arm64"), ("build-arg:SOURCE_DATE_EPOCH", "5"), ("hostname", "h")],
+    &[
+        ("platform", "linux/amd64"),
+        ("context:a", "docker-image://stub.example/full"),
+        ("context:alpine", "https://h/r.git#b"),
+        ("context:build", "local:dir"),
+        ("add-hosts", "x=1.2.3.4"),
+        ("shm-size", "1024"),
+        ("ulimit", "nofile=1"),
+    ],
+    &[
+        ("platform", "linux/amd64"),
+        ("build-arg:BUILDKIT_CACHE_MOUNT_NS", "ns"),
+        ("build-arg:TARGETARCH", "mips"),
+        ("force-network-mode", "host"),
+        ("memory", "4096"),
+        ("cgroup-parent", "g"),
+        ("build-arg:BUILDKIT_DOCKERFILE_CHECK", "experimental=all"),
+    ],
+];
+
+fn options(number: u64) -> BTreeMap<String, String> {
+    let list = OPTIONS[number as usize % OPTIONS.len()];
+    list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
 #[test]
 fn mutated_files_convert_alike() {
     let Some(program) = std::env::var_os("RBUILD_DFDIFF") else { return };
@@ -45,7 +77,8 @@ fn mutated_files_convert_alike() {
     for number in 0..number("RBUILD_MUTATIONS", 2_000) {
         let path = folder.join(format!("{number:06}"));
         std::fs::write(&path, mutate(&mut random, &seeds)).unwrap();
-        writeln!(names, "{}", path.display()).unwrap();
+        let options = serde_json::to_string(&options(number)).unwrap();
+        writeln!(names, "{}\t{options}", path.display()).unwrap();
     }
     let list = root.join("stub-images.json");
     // The list is a file, since the program answers while it reads.
@@ -59,20 +92,19 @@ fn mutated_files_convert_alike() {
         .expect("the official frontend starts");
     assert!(output.status.success());
     let images = Arc::new(Images::read(&list));
-    let clients = ["linux/amd64", "windows/amd64"].map(|platform| {
-        let mut bridge = FolderBridge::new(&folder, Arc::clone(&images));
-        bridge.options = BTreeMap::from([
-            ("platform".to_owned(), platform.to_owned()),
-            ("build-arg:A".to_owned(), "x".to_owned()),
-        ]);
-        block_on(Client::new(Arc::new(bridge), false)).unwrap()
-    });
+    let clients: Vec<Client> = (0..OPTIONS.len() as u64)
+        .map(|number| {
+            let mut bridge = FolderBridge::new(&folder, Arc::clone(&images));
+            bridge.options = options(number);
+            block_on(Client::new(Arc::new(bridge), false)).unwrap()
+        })
+        .collect();
     let (mut all, mut good, mut report) = (0, 0, String::new());
     let mut differences = 0;
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
+    for (number, line) in String::from_utf8(output.stdout).unwrap().lines().enumerate() {
         let wanted: Value = serde_json::from_str(line).unwrap();
         let data = std::fs::read(wanted["name"].as_str().unwrap()).unwrap();
-        let client = &clients[usize::from(data.len() % 3 == 1)];
+        let client = &clients[number % clients.len()];
         let got = convert(client, &data);
         all += 1;
         good += usize::from(wanted["ok"] == true);
@@ -86,7 +118,7 @@ fn mutated_files_convert_alike() {
         if differences <= 20 {
             writeln!(
                 report,
-                "{} {field}\n  got    {} {}\n  wanted {} {}",
+                "{} {number} {field}\n  got    {} {}\n  wanted {} {}",
                 wanted["name"], got[field], got["error"], wanted[field], wanted["error"]
             )
             .unwrap();

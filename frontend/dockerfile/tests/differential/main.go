@@ -1,6 +1,6 @@
 // Command dfdiff says what the official frontend makes of a list of Dockerfiles.
 //
-// It reads files named on standard input, one path a line, and writes one JSON line for each:
+// It reads files named on standard input, one path, a tab and JSON options a line, and writes one JSON line for each:
 // whether it converts, where it fails, digests of its ops, its image config, its lint findings.
 // Build it inside a BuildKit source tree (see differential.rs).
 package main
@@ -142,7 +142,7 @@ func (s *stub) Warn(ctx context.Context, dgst digest.Digest, msg string, opts cl
 	return nil
 }
 
-func convert(name string, data []byte, images *imageList) (out answer) {
+func convert(name string, data []byte, opts map[string]string, images *imageList) (out answer) {
 	out.Name = name
 	out.Lines = [][2]int{}
 	out.Lint = []finding{}
@@ -154,11 +154,7 @@ func convert(name string, data []byte, images *imageList) (out answer) {
 		}
 	}()
 	ctx := context.TODO()
-	platform := "linux/amd64"
-	if len(data)%3 == 1 {
-		platform = "windows/amd64"
-	}
-	s := &stub{opts: map[string]string{"build-arg:A": "x", "platform": platform}, data: data, images: images}
+	s := &stub{opts: opts, data: data, images: images}
 	ui, err := dockerui.NewClient(s)
 	if err != nil {
 		out.Error = err.Error()
@@ -169,13 +165,16 @@ func convert(name string, data []byte, images *imageList) (out answer) {
 		out.Error = err.Error()
 		return out
 	}
-	target, _ := platforms.Parse(platform)
+	var target *ocispecs.Platform
+	if p, err := platforms.Parse(opts["platform"]); err == nil {
+		target = &p
+	}
 	opt := dockerfile2llb.ConvertOpt{
 		Config:         ui.Config,
 		Client:         ui,
 		SourceMap:      src.SourceMap,
 		MetaResolver:   s,
-		TargetPlatform: &target,
+		TargetPlatform: target,
 		Warn: func(rule, description, url, message string, location []parser.Range) {
 			line := 0
 			if len(location) > 0 {
@@ -232,11 +231,16 @@ func main() {
 	out := bufio.NewWriter(os.Stdout)
 	defer out.Flush()
 	for in.Scan() {
-		data, err := os.ReadFile(in.Text())
+		path, options, _ := strings.Cut(in.Text(), "\t")
+		data, err := os.ReadFile(path)
 		if err != nil {
 			panic(err)
 		}
-		line, _ := json.Marshal(convert(in.Text(), data, images))
+		opts := map[string]string{}
+		if err := json.Unmarshal([]byte(options), &opts); err != nil {
+			panic(err)
+		}
+		line, _ := json.Marshal(convert(path, data, opts, images))
 		out.Write(line)
 		out.WriteByte('\n')
 	}
