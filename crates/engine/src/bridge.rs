@@ -261,7 +261,10 @@ impl Bridge for JobBridge {
             Err(error) => {
                 let error = OpError::from(error);
                 journal.completed(&digest, false, Some(&error.to_string()));
-                Err(failure::from_op(&error))
+                let reference =
+                    identifier.split_once("://").map_or(identifier.as_str(), |(_, rest)| rest);
+                Err(failure::from_op(&error)
+                    .context(format!("failed to resolve source metadata for {reference}")))
             }
         }
     }

@@ -16,7 +16,7 @@ use llb::pb::{self, MountType};
 use store::{MutRef, NewRecord, Ref};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,13 +53,50 @@ struct Running {
     id: String,
     mounts: Vec<Prepared>,
     cancel: CancellationToken,
-    state: Arc<Mutex<State>>,
+    state: Arc<State>,
 }
 
-#[derive(Default)]
+/// How far the first process is: later ones can join while it runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum First {
+    Missing,
+    Starting,
+    Running,
+    Ended,
+}
+
 struct State {
-    created: bool,
-    failed: Option<FrontendError>,
+    first: watch::Sender<First>,
+    failed: Mutex<Option<FrontendError>>,
+}
+
+/// The process that makes the container; its end is the container's.
+struct FirstProcess(Arc<State>);
+
+impl FirstProcess {
+    /// The caller's, if nobody was first before.
+    fn claim(state: &Arc<State>) -> Option<Self> {
+        let claimed = state.first.send_if_modified(|first| {
+            let is_free = *first == First::Missing;
+            if is_free {
+                *first = First::Starting;
+            }
+            is_free
+        });
+        claimed.then(|| Self(state.clone()))
+    }
+}
+
+impl Drop for FirstProcess {
+    fn drop(&mut self) {
+        self.0.first.send_replace(First::Ended);
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { first: watch::Sender::new(First::Missing), failed: Mutex::default() }
+    }
 }
 
 #[async_trait]
@@ -136,10 +173,12 @@ impl Container for Running {
         process: Process,
         input: mpsc::Receiver<ProcessInput>,
     ) -> Result<mpsc::Receiver<ProcessEvent>, FrontendError> {
-        let first = !std::mem::replace(
-            &mut self.state.lock().expect("no panic with the state").created,
-            true,
-        );
+        let first = FirstProcess::claim(&self.state);
+        if first.is_none() {
+            // The first one may have been asked for a moment ago.
+            let mut state = self.state.first.subscribe();
+            _ = state.wait_for(|first| *first >= First::Running).await;
+        }
         let wanted = |fd: u32| process.fds.contains(&fd);
         let (mut io, pipes) =
             Io::piped().map_err(|error| failure::internal("make pipes for a process", error))?;
@@ -150,11 +189,14 @@ impl Container for Running {
         let described = self.process(&process).await?;
         let (events_in, events) = mpsc::channel(16);
         let cancel = self.cancel.child_token();
-        let hooks = Hooks { events: Some(events), cancel: cancel.clone(), ..Hooks::default() };
+        let (started, has_started) = tokio::sync::oneshot::channel();
+        let hooks = Hooks { started: Some(started), events: Some(events), cancel: cancel.clone() };
         let (out, receiver) = mpsc::channel(64);
-        let spec = if first { Some(self.spec(described.clone(), &process).await?) } else { None };
+        let spec = match &first {
+            Some(_) => Some(self.spec(described.clone(), &process).await?),
+            None => None,
+        };
         let (executor, id) = (self.engine.machine.executor.clone(), self.id.clone());
-        let state = self.state.clone();
         let names = process.meta.args.join(" ");
         tokio::spawn(async move {
             let run = async {
@@ -163,11 +205,19 @@ impl Container for Running {
                     None => executor.exec(&id, described, io, hooks).await,
                 }
             };
-            let (exit, ()) =
-                tokio::join!(run, relay(pipes, input, events_in, out.clone(), pty, cancel));
+            let running = async {
+                if let (Ok(_), Some(first)) = (has_started.await, &first) {
+                    first.0.first.send_replace(First::Running);
+                }
+            };
+            let (exit, (), ()) = tokio::join!(
+                run,
+                relay(pipes, input, events_in, out.clone(), pty, cancel),
+                running
+            );
             let event = exit_event(exit, &names);
-            if let (true, ProcessEvent::Exit { error: Some(error), .. }) = (first, &event) {
-                state.lock().expect("no panic with the state").failed = Some(error.clone());
+            if let (Some(first), ProcessEvent::Exit { error: Some(error), .. }) = (first, &event) {
+                *first.0.failed.lock().expect("no panic with the error") = Some(error.clone());
             }
             _ = out.send(event).await;
         });
@@ -176,7 +226,7 @@ impl Container for Running {
 
     async fn release(&self) -> Result<(), FrontendError> {
         self.cancel.cancel();
-        match self.state.lock().expect("no panic with the state").failed.take() {
+        match self.state.failed.lock().expect("no panic with the error").take() {
             Some(error) if error.code != Code::Canceled => Err(error),
             _ => Ok(()),
         }
