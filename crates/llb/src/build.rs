@@ -221,3 +221,6 @@ impl Op {
 
 /// Capabilities an op needs.
 type Caps = BTreeSet<&'static str>;
+
+#[cfg(test)]
+mod tests;

@@ -70,6 +70,8 @@ pub struct Mount {
     pub no_output: bool,
     /// Which kind of mount.
     pub kind: MountKind,
+    /// Whether content, not origin, decides what can be reused.
+    pub content_cache: pb::MountContentCache,
 }
 
 /// Kinds of [`Mount`].
@@ -236,6 +238,8 @@ impl Exec {
         need(self.root.is_some(), "exec.mount.bind");
         for mount in &self.mounts {
             need(!mount.selector.is_empty(), "exec.mount.selector");
+            let by_content = mount.content_cache != pb::MountContentCache::Default;
+            need(by_content, "exec.mount.cache.content");
             match mount.kind {
                 MountKind::Bind => need(mount.source.is_some(), "exec.mount.bind"),
                 MountKind::Cache { .. } => {
@@ -303,6 +307,7 @@ impl Placed {
             if position > 0 {
                 let from = &self.exec.mounts[position - 1];
                 mount.selector = from.selector.clone();
+                mount.set_content_cache(from.content_cache);
                 match &from.kind {
                     MountKind::Bind => {}
                     MountKind::Cache { id, sharing } => {

@@ -257,15 +257,16 @@ impl Lowering<'_> {
     fn add_triggers(&mut self, id: StageId) -> Result<bool> {
         let stage = &mut self.stages[id];
         let mut triggers = Vec::new();
-        if stage.base.is_none() {
-            triggers = std::mem::take(&mut stage.image.config.on_build);
-        } else if !std::mem::replace(&mut stage.triggers_added, true) {
-            let base = stage.base.expect("the stage has a base");
-            for step in &self.stages[base].steps {
-                if let Command::Onbuild(trigger) = &step.instruction.command {
-                    triggers.push(trigger.clone());
+        match stage.base {
+            None => triggers = std::mem::take(&mut stage.image.config.on_build),
+            Some(base) if !std::mem::replace(&mut stage.triggers_added, true) => {
+                for step in &self.stages[base].steps {
+                    if let Command::Onbuild(trigger) = &step.instruction.command {
+                        triggers.push(trigger.clone());
+                    }
                 }
             }
+            Some(_) => {}
         }
         let lines = self.stages[id].source.lines;
         self.insert_triggers(id, &triggers).map_err(|error| error.only_at(lines))

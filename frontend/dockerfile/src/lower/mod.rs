@@ -290,8 +290,8 @@ impl<'a> Lowering<'a> {
             Some(source) => source.add_to(&mut self.graph)?,
             None => Some(self.graph.source(Source::default(), Meta::default())),
         };
-        for id in 0..self.stages.len() {
-            let wanted = reachable[id] && !self.stages[id].dispatched;
+        for (id, reachable) in reachable.iter().enumerate() {
+            let wanted = *reachable && !self.stages[id].dispatched;
             if wanted || self.all_stages {
                 self.dispatch_stage(id)?;
             }

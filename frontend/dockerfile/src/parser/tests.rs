@@ -66,6 +66,13 @@ fn comments_attach() {
 }
 
 #[test]
+fn wide_white_space_is_cut_by_one_byte() {
+    // The rest of the character is no longer text.
+    let dumped = dump("\u{85}# c\nRUN a".as_bytes());
+    assert_eq!(dumped, "2-2 RUN [\"a\"] # [\"\\u{10ff85}# c\"]\n");
+}
+
+#[test]
 fn flags_and_forms() {
     check(
         r#"COPY --from=a "--chown=x y" b c"#,
