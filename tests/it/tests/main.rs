@@ -3,3 +3,4 @@
 mod builds;
 mod faults;
 mod readers;
+mod wire;
