@@ -98,6 +98,7 @@ impl Lowering<'_> {
             readonly: mount.readonly,
             no_output: !mount.readonly && kind == MountKind::Bind && throw_away,
             kind,
+            ..llb::build::Mount::default()
         })
     }
 

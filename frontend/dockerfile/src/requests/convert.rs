@@ -45,6 +45,23 @@ fn show_metadata(metadata: &pb::OpMetadata) -> Value {
         caps: metadata.caps.clone(),
     };
     let mut value = serde_json::to_value(plain).unwrap_or_default();
+    if let (Some(limits), Value::Object(map)) = (&metadata.linux_resources, &mut value) {
+        let mut entry = Map::new();
+        for (name, number) in [
+            ("memory", Value::from(limits.memory)),
+            ("memorySwap", limits.memory_swap.into()),
+            ("cpuShares", limits.cpu_shares.into()),
+            ("cpuPeriod", limits.cpu_period.into()),
+            ("cpuQuota", limits.cpu_quota.into()),
+            ("cpusetCpus", limits.cpuset_cpus.as_str().into()),
+            ("cpusetMems", limits.cpuset_mems.as_str().into()),
+        ] {
+            if number != 0 && number != "" {
+                entry.insert(name.to_owned(), number);
+            }
+        }
+        map.insert("linux_resources".to_owned(), entry.into());
+    }
     if let (Some(group), Value::Object(map)) = (&metadata.progress_group, &mut value) {
         let mut entry = Map::new();
         entry.insert("id".to_owned(), group.id.clone().into());

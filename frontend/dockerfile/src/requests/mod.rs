@@ -171,6 +171,15 @@ struct Definition {
     def: Vec<Base64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, Metadata>,
+    #[serde(rename = "Source", skip_serializing_if = "Option::is_none")]
+    source: Option<Locations>,
+}
+
+/// Which ops there are; the graph a file is read from has no locations of its own.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Locations {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    locations: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -197,6 +206,13 @@ impl From<&pb::SourceInfo> for SourceInfo {
                 .iter()
                 .map(|(digest, entry)| (digest.clone(), metadata(entry)))
                 .collect(),
+            source: definition.source.as_ref().map(|source| Locations {
+                locations: source
+                    .locations
+                    .keys()
+                    .map(|digest| (digest.clone(), BTreeMap::new()))
+                    .collect(),
+            }),
         };
         Self {
             filename: info.filename.clone(),
