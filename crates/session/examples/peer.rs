@@ -260,7 +260,6 @@ async fn client(socket: &str, context: PathBuf, out: PathBuf) -> Result<(), Erro
             exporters: vec![Exporter {
                 r#type: exporter.to_owned(),
                 attrs: attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-                ..Exporter::default()
             }],
             ..SolveRequest::default()
         };
