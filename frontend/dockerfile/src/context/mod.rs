@@ -189,7 +189,7 @@ impl Client {
         (Source::local(CONTEXT, &options), Meta::named("[internal] load build context"))
     }
 
-    /// How definitions that only serve reading are written.
+    /// Whether the daemon has an LLB capability.
     pub fn has_cap(&self, cap: &str) -> bool {
         self.bridge.llb_caps().contains(cap)
     }
