@@ -1,3 +1,5 @@
+//! The word lexer against cases that shells and Go agree or differ on.
+
 use super::*;
 
 struct Pairs(&'static [(&'static str, &'static str)]);
