@@ -1,3 +1,5 @@
+//! A small server on loopback and what the source makes of its answers.
+
 use std::{collections::BTreeMap, sync::Mutex};
 
 use llb::pb;

@@ -1,3 +1,5 @@
+//! Folders served by a client in the same process.
+
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use futures_util::StreamExt as _;

@@ -1,3 +1,5 @@
+//! Repositories made on the spot, fetched and checked out.
+
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
