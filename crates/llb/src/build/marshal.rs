@@ -105,7 +105,7 @@ impl Writer<'_> {
             }
             _ => {
                 let (op, caps) = self.op(node)?;
-                let bytes = Bytes::from(encode::encode_op(&op));
+                let bytes = Bytes::from(encode(op));
                 (bytes.clone(), Digest::of(&bytes), metadata(node, caps))
             }
         };
@@ -267,6 +267,28 @@ impl Writer<'_> {
             source: Some(pb::Source { locations: self.locations, infos: self.infos }),
         }
     }
+}
+
+/// Canonical bytes. Of what we build ourselves prost only writes two things otherwise: the variant
+/// of an op, which has to come last, and empty map values.
+fn encode(mut op: pb::Op) -> Vec<u8> {
+    let direct = match &op.op {
+        Some(pb::op::Op::Source(source)) => {
+            source.attrs.iter().all(|(key, value)| !key.is_empty() && !value.is_empty())
+        }
+        Some(pb::op::Op::Build(_)) => false,
+        _ => true,
+    };
+    if !direct {
+        return encode::encode_op(&op);
+    }
+    let variant = pb::Op { op: op.op.take(), ..Default::default() };
+    let mut bytes = Vec::with_capacity(op.encoded_len() + variant.encoded_len());
+    let fits = "a vector grows as needed";
+    op.encode(&mut bytes).expect(fits);
+    variant.encode(&mut bytes).expect(fits);
+    debug_assert_eq!(bytes, encode::canonical_op(&bytes).expect("we wrote an op"));
+    bytes
 }
 
 fn metadata(node: &Node, caps: Vec<&'static str>) -> pb::OpMetadata {
