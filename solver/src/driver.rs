@@ -30,7 +30,7 @@ use crate::{
         Action, Answer, Cause, Edge, Event, Failure, FailureKind, Graph, NewOutput, NewVertex,
         OutputId, Owner, RequestId, TaskId,
     },
-    keys::{CacheKey, RecordId},
+    keys::{CacheKey, RecordId, StoreIndex},
     progress::{JobId, Progress},
     store::{Change, Import, KeyStore},
     worker::{LoadFailure, Vertex, VertexContext, Watcher, Worker},
@@ -126,6 +126,17 @@ pub enum LoadError {
     /// The job was discarded.
     #[error("job {0} is closed")]
     Closed(JobId),
+}
+
+/// The main key store and the imports of jobs under way, see [`Solver::with_stores`].
+#[derive(Clone, Copy)]
+pub struct Stores<'a>(&'a Graph);
+
+impl<'a> Stores<'a> {
+    /// One of them; `None` for an import that no job uses any more.
+    pub fn get(&self, store: StoreIndex) -> Option<&'a KeyStore> {
+        self.0.store(store)
+    }
 }
 
 /// A loaded graph. Vertices with `ignore_cache` may have got another digest.
@@ -240,6 +251,11 @@ impl<W: Worker> Solver<W> {
     /// Looks at the key store, for cache export. Nothing else happens meanwhile.
     pub fn with_keys<T>(&self, look: impl FnOnce(&KeyStore) -> T) -> T {
         look(self.core.lock().graph.keys())
+    }
+
+    /// Like [`Self::with_keys`], with the imports of jobs under way.
+    pub fn with_stores<T>(&self, look: impl FnOnce(Stores<'_>) -> T) -> T {
+        look(Stores(&self.core.lock().graph))
     }
 
     /// Who waits for whom, one line per unfinished edge; empty when nothing is going on.

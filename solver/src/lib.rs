@@ -19,11 +19,11 @@ pub mod worker;
 mod slab;
 
 pub use decision::{Decision, Miss, Origin};
-pub use driver::{BuildError, Builder, Built, Job, LoadError, Loaded, Options, Solver};
+pub use driver::{BuildError, Builder, Built, Job, LoadError, Loaded, Options, Solver, Stores};
 pub use graph::Edge;
-pub use keys::{CacheKey, KeyDigest, KeyId, RecordId};
+pub use keys::{CacheKey, KeyDigest, KeyId, RecordId, StoreIndex};
 pub use progress::{JobId, Progress, VertexEvent};
-pub use store::{Change, Import, KeyStore};
+pub use store::{Change, Import, KeyStore, Link};
 pub use worker::{
     CacheMap, CacheMapStep, FoundRecord, InputKey, LoadFailure, Vertex, VertexContext, Watcher,
     Worker,

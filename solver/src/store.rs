@@ -35,6 +35,13 @@ pub struct Link {
     pub selector: Option<Digest>,
 }
 
+impl Link {
+    /// The link as imports have it: there an operation and its output are one digest.
+    pub fn exported(self) -> Self {
+        Self { output: 0, digest: self.digest.root(self.output), ..self }
+    }
+}
+
 /// One change to the main store, to be made durable in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
@@ -78,7 +85,7 @@ pub enum Change {
 pub struct Import {
     /// Names it; equal ids are taken to be the same import.
     pub id: Arc<str>,
-    /// What it knows.
+    /// What it knows; its links are [`exported`](Link::exported) ones.
     pub store: KeyStore,
 }
 

@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use base::{Platform, gomode, pattern::Patterns};
 use bytes::Bytes;
 use frontend_api::{
-    Bridge, Code, FileRange, FileStat, FrontendError, FrontendResult, GitMeta, HttpMeta, ImageMeta,
-    RefHandle, Refs, SolveRequest, SolveWhat, SourceMeta, SourceMetaRequest, Warning, WorkerInfo,
+    Bridge, CacheImport, Code, FileRange, FileStat, FrontendError, FrontendResult, GitMeta,
+    HttpMeta, ImageMeta, RefHandle, Refs, SolveRequest, SolveWhat, SourceMeta, SourceMetaRequest,
+    Warning, WorkerInfo,
 };
 use llb::pb;
 use ops::{OpError, Worker};
@@ -44,16 +45,30 @@ pub(crate) struct LazyRef {
     job: Arc<Job>,
     builder: Builder<Worker>,
     definition: Arc<pb::Definition>,
-    built: OnceCell<Option<Ref>>,
+    imports: Vec<CacheImport>,
+    built: OnceCell<BuiltRef>,
+}
+
+/// A tree that was built, and its keys for exporting them.
+#[derive(Clone, Default)]
+pub(crate) struct BuiltRef {
+    pub output: Option<Ref>,
+    pub keys: Vec<solver::CacheKey>,
+    pub record: Option<solver::RecordId>,
 }
 
 impl LazyRef {
     /// Builds it, or waits for whoever does.
     pub(crate) async fn result(&self) -> Result<Option<Ref>, FrontendError> {
-        self.built.get_or_try_init(|| self.build()).await.cloned()
+        self.built().await.map(|built| built.output.clone())
     }
 
-    async fn build(&self) -> Result<Option<Ref>, FrontendError> {
+    /// Builds it, or waits for whoever does.
+    pub(crate) async fn built(&self) -> Result<&BuiltRef, FrontendError> {
+        self.built.get_or_try_init(|| self.build()).await
+    }
+
+    async fn build(&self) -> Result<BuiltRef, FrontendError> {
         let options = llb::ParseOptions {
             default_platform: &self.engine.worker().platforms[0],
             capabilities: Some(capabilities::LLB),
@@ -68,13 +83,16 @@ impl LazyRef {
             }
         }
         self.job.learn(&definition);
+        let imports = self.engine.imports(&self.job, &self.imports).await;
         let loaded = self
             .builder
-            .load(ops::bind(&definition), &[])
+            .load(ops::bind(&definition), &imports)
             .map_err(|error| FrontendError::with_code(Code::Canceled, error.to_string()))?;
         let built = self.builder.build(loaded.edge(ops::edge(definition.result()))).await;
         match built {
-            Ok(built) => Ok(built.output),
+            Ok(built) => {
+                Ok(BuiltRef { output: built.output, keys: built.keys, record: built.record })
+            }
             Err(error) => Err(failure::from_build(&self.job, &error)),
         }
     }
@@ -119,13 +137,14 @@ impl JobBridge {
         })
     }
 
-    fn handle(&self, definition: pb::Definition) -> RefHandle {
+    fn handle(&self, definition: pb::Definition, imports: Vec<CacheImport>) -> RefHandle {
         let definition = Arc::new(definition);
         let lazy = LazyRef {
             engine: self.engine.clone(),
             job: self.job.clone(),
             builder: self.builder.clone(),
             definition: definition.clone(),
+            imports,
             built: OnceCell::new(),
         };
         RefHandle::new(Arc::new(lazy), Some(definition))
@@ -177,22 +196,13 @@ impl Bridge for JobBridge {
     }
 
     async fn solve(&self, request: SolveRequest) -> Result<FrontendResult, FrontendError> {
-        if let Some(import) = request.cache_imports.first() {
-            return Err(FrontendError::with_code(
-                Code::Unimplemented,
-                format!(
-                    "importing a {} cache is not supported by this daemon yet; leave --cache-from out",
-                    import.kind
-                ),
-            ));
-        }
         let result = match request.what {
             SolveWhat::Nothing => FrontendResult::default(),
             SolveWhat::Definition(definition) if definition.def.is_empty() => {
                 FrontendResult::default()
             }
             SolveWhat::Definition(definition) => {
-                FrontendResult::single(Some(self.handle(definition)))
+                FrontendResult::single(Some(self.handle(definition, request.cache_imports)))
             }
             SolveWhat::Frontend { name, options, inputs } => {
                 self.engine.run_frontend(&name, self.child(options, inputs)).await?
@@ -324,6 +334,16 @@ pub(crate) async fn evaluate(result: &FrontendResult) -> Result<(), FrontendErro
         result.attestations.values().flatten().filter_map(|item| item.reference.as_ref());
     let all = handles.into_iter().chain(attested).map(|handle| resolve(Some(handle)));
     futures_util::future::try_join_all(all).await.map(|_| ())
+}
+
+/// All trees of a result, built.
+pub(crate) async fn built(result: &FrontendResult) -> Result<Vec<BuiltRef>, FrontendError> {
+    let handles: Vec<&RefHandle> = match &result.refs {
+        Refs::Single(reference) => reference.iter().collect(),
+        Refs::Map(map) => map.values().flatten().collect(),
+    };
+    let all = handles.into_iter().map(|handle| async { lazy(handle)?.built().await.cloned() });
+    futures_util::future::try_join_all(all).await
 }
 
 fn io_error(doing: &str, path: &str, error: std::io::Error) -> FrontendError {

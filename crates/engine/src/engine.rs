@@ -14,13 +14,14 @@ use frontend_api::{Code, Frontend as _, FrontendError, FrontendResult, Refs, Wor
 use gateway::Run;
 use llb::pb;
 use ops::Machine;
+use remotecache::{ExportOptions, ExportTo};
 use solver::{JobId, Solver};
 use store::Ref;
 
 use crate::{
-    Containers, History, Job, Jobs, Journal, LogLimit,
+    CacheEntry, Containers, History, Job, Jobs, Journal, LogLimit,
     bridge::{self, JobBridge},
-    capabilities, failure,
+    cache, capabilities, failure,
     history::Ended,
     journal::made_up_digest,
 };
@@ -45,6 +46,10 @@ pub struct SolveRequest {
     pub attrs: BTreeMap<String, String>,
     /// Where the result goes: types with attributes.
     pub exporters: Vec<(String, BTreeMap<String, String>)>,
+    /// Remote caches to look into; frontends of the daemon are told of theirs by attributes.
+    pub cache_imports: Vec<CacheEntry>,
+    /// Remote caches to write.
+    pub cache_exports: Vec<CacheEntry>,
     /// Entitlements the client asks for.
     pub entitlements: Vec<String>,
     /// Leave no history.
@@ -94,9 +99,9 @@ pub struct Engine {
     pub(crate) machine: Arc<Machine>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) history: Arc<History>,
-    solver: Solver<ops::Worker>,
+    pub(crate) solver: Solver<ops::Worker>,
     exporters: Exporters,
-    settings: Settings,
+    pub(crate) settings: Settings,
     caps: Arc<BTreeSet<String>>,
     runs: Mutex<BTreeMap<String, Arc<Run>>>,
     run_added: tokio::sync::Notify,
@@ -190,6 +195,7 @@ impl Engine {
         request: SolveRequest,
     ) -> Result<BTreeMap<String, String>, FrontendError> {
         let exporters = self.check(&request)?;
+        let caches = cache::exports(&request.cache_exports)?;
         let journal = Journal::create(&self.settings.journals, self.settings.log_limit)
             .map_err(|error| failure::internal("open the journal of a build", error))?;
         let id = JobId::from(request.reference.as_str());
@@ -206,7 +212,7 @@ impl Engine {
             }
             let result = running.await?;
             bridge::evaluate(&result).await?;
-            self.export(&job, &request, exporters, result).await
+            self.export(&job, &request, exporters, caches, result).await
         }
         .await;
         solving.discard();
@@ -283,7 +289,10 @@ impl Engine {
             match &request.work {
                 Work::Definition(definition) => {
                     use frontend_api::Bridge as _;
-                    bridge.solve(frontend_api::SolveRequest::definition(definition.clone())).await
+                    let cache_imports = request.cache_imports.iter().map(CacheEntry::import);
+                    let cache_imports = cache_imports.collect();
+                    let work = frontend_api::SolveRequest::definition(definition.clone());
+                    bridge.solve(frontend_api::SolveRequest { cache_imports, ..work }).await
                 }
                 Work::Frontend(name) | Work::FrontendWithInputs(name, _) => {
                     self.run_frontend(name, bridge).await
@@ -340,15 +349,28 @@ impl Engine {
         job: &Arc<Job>,
         request: &SolveRequest,
         exporters: Vec<Arc<dyn Exporter>>,
+        caches: Vec<ExportOptions>,
         result: FrontendResult,
     ) -> Result<Done, FrontendError> {
         let metadata = result.metadata.clone();
+        let built = Arc::new(bridge::built(&result).await?);
         let result = export_result(result).await?;
+        let (inline, caches): (Vec<_>, Vec<_>) =
+            caches.into_iter().partition(|options| options.to == ExportTo::Inline);
+        let inline = inline.first().map(|_| self.inline_cache(&built));
         let sessions = self.machine.sessions.group([request.session.clone()]);
         let mut parts = Vec::with_capacity(exporters.len());
         for (index, exporter) in exporters.iter().enumerate() {
             let digest = made_up_digest(&format!("{}-export-{index}", request.session));
-            parts.push(self.export_one(job, index, digest, exporter, &result, &sessions));
+            parts.push(self.export_one(
+                job,
+                index,
+                digest,
+                exporter,
+                &result,
+                &sessions,
+                inline.clone(),
+            ));
         }
         let exported = futures_util::future::try_join_all(parts).await?;
         let mut done = Done { metadata, ..Done::default() };
@@ -371,7 +393,14 @@ impl Engine {
                 });
             }
         }
-        futures_util::future::try_join_all(finishing).await?;
+        let caches = caches.iter().enumerate();
+        let caches = caches.map(|(index, options)| self.export_cache(job, index, options, &built));
+        let (caches, _) = futures_util::future::try_join(
+            futures_util::future::try_join_all(caches),
+            futures_util::future::try_join_all(finishing),
+        )
+        .await?;
+        done.response.extend(caches.into_iter().flatten());
         let shown = done.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
         done.response.extend(
             shown.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())),
@@ -387,6 +416,7 @@ impl Engine {
         exporter: &Arc<dyn Exporter>,
         result: &ExportResult,
         sessions: &session::Group,
+        inline_cache: Option<exporter::InlineCache>,
     ) -> Result<(String, exporter::Exported), FrontendError> {
         let journal = job.journal.clone();
         journal.loaded(&digest, exporter.name(), Vec::new(), None);
@@ -409,7 +439,7 @@ impl Engine {
                     digest: digest.clone(),
                 }),
                 registries: (self.settings.registries)(sessions.clone()),
-                inline_cache: None,
+                inline_cache,
                 platform: bridge::default_platform(self),
             };
             exporter.export(request).await.map_err(|error| failure::from_export(&error))

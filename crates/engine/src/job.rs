@@ -35,6 +35,8 @@ pub struct Job {
     /// Entitlements granted to it.
     pub(crate) entitlements: BTreeSet<String>,
     known: Mutex<HashMap<Digest, Known>>,
+    /// The remote caches it imports from.
+    pub(crate) imports: crate::cache::JobImports,
 }
 
 /// What a job knows of a vertex beyond the solver.
@@ -55,8 +57,8 @@ impl Job {
         journal: Arc<Journal>,
         entitlements: BTreeSet<String>,
     ) -> Arc<Self> {
-        let (memo, known) = Default::default();
-        Arc::new(Self { id, session, journal, memo, entitlements, known })
+        let (memo, known, imports) = Default::default();
+        Arc::new(Self { id, session, journal, memo, entitlements, known, imports })
     }
 
     /// Remembers the vertices of a definition.

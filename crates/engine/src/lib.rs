@@ -7,6 +7,7 @@
 //! Invariant: a job that ended, in whatever way, holds no containers, mounts or refs.
 
 mod bridge;
+mod cache;
 mod capabilities;
 mod containers;
 mod engine;
@@ -18,6 +19,7 @@ mod journal;
 pub mod run;
 
 pub use capabilities::LLB as LLB_CAPABILITIES;
+pub use cache::CacheEntry;
 pub(crate) use containers::Containers;
 pub use engine::{Engine, Settings, SolveRequest, Work, host_platforms};
 pub use history::{History, HistoryLimits};

@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc};
 use base::{Digest, Platform};
 use llb::pb::{self, op::Op};
 use snapshot::contenthash::Query;
-use solver::{CacheMap, CacheMapStep, FoundRecord, InputKey, LoadFailure, RecordId, VertexContext};
+use solver::{
+    CacheMap, CacheMapStep, FoundRecord, InputKey, LoadFailure, Origin, RecordId, VertexContext,
+};
 use store::{Ref, Store};
 
 use crate::{
@@ -27,6 +29,8 @@ pub struct Machine {
     pub sessions: session::Sessions,
     /// The builds ops work for.
     pub jobs: Arc<dyn Jobs>,
+    /// Remote caches that builds import from.
+    pub imports: Arc<remotecache::Imports>,
     /// Folders kept between steps.
     pub cache_mounts: CacheMounts,
     /// Settings.
@@ -268,6 +272,15 @@ impl solver::Worker for Worker {
         record: &FoundRecord,
     ) -> Result<Option<Ref>, LoadFailure> {
         let failure = |gone, reason: String| LoadFailure { gone, reason };
+        if let Origin::Import(_) = record.origin {
+            let opened = self.imports.open(&self.store, &record.record).await;
+            let tree = opened.map_err(|error| failure(false, error.to_string()))?;
+            if let Some(import) = self.imports.find(&record.record) {
+                // So that later builds can complete it too.
+                self.sources.providers().add(import.blobs(), import.provider());
+            }
+            return Ok(Some(tree));
+        }
         let id = self.store.parse_result_id(&record.record).ok_or_else(|| {
             failure(true, format!("record {} is of another store", record.record))
         })?;
@@ -290,6 +303,10 @@ impl solver::Worker for Worker {
             }
         }
         Ok(Some(reference))
+    }
+
+    fn came_along(&self, record: &FoundRecord, _output: &Option<Ref>) -> Vec<(RecordId, RecordId)> {
+        self.imports.came_along(&self.store, &record.record)
     }
 
     fn save(&self, output: &Option<Ref>) -> Option<RecordId> {

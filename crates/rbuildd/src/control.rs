@@ -3,14 +3,14 @@
 //! Source: control notes. Nothing is decided here but what the wire means.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
-use engine::{Engine, SolveRequest, Work};
+use engine::{CacheEntry, Engine, SolveRequest, Work};
 use frontend_api::{Code, FrontendError};
 use futures_util::StreamExt as _;
 use proto::control::{
@@ -403,20 +403,6 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
     if wire.enable_session_exporter {
         return unsupported("choosing exporters after the build", "name the output in the request");
     }
-    if let Some(cache) = &wire.cache {
-        let kinds: BTreeSet<&str> =
-            cache.exports.iter().map(|export| export.r#type.as_str()).collect();
-        if !cache.export_ref_deprecated.is_empty() || !kinds.is_empty() {
-            let kinds: Vec<&str> = kinds.into_iter().collect();
-            return unsupported(
-                &format!("exporting a cache ({})", kinds.join(", ")),
-                "build without --export-cache; the daemon keeps its own cache",
-            );
-        }
-        if !cache.import_refs_deprecated.is_empty() || !cache.imports.is_empty() {
-            return unsupported("importing a cache", "build without --import-cache");
-        }
-    }
     for (key, value) in &wire.frontend_attrs {
         let Some(kind) = key.strip_prefix("attest:") else { continue };
         // A client's default attestation is only a wish; one that was asked for is not.
@@ -446,7 +432,10 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
     if exporters.is_empty() && !wire.exporter_deprecated.is_empty() {
         exporters.push((wire.exporter_deprecated, wire.exporter_attrs_deprecated));
     }
+    let (cache_imports, cache_exports) = caches(wire.cache.unwrap_or_default());
     Ok(SolveRequest {
+        cache_imports,
+        cache_exports,
         reference: wire.r#ref,
         session: wire.session,
         work,
@@ -456,6 +445,26 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
         internal: wire.internal,
         compatibility: compatibility as u32,
     })
+}
+
+/// Imports and exports of a request; refs alone are what very old clients send.
+fn caches(cache: wire::CacheOptions) -> (Vec<CacheEntry>, Vec<CacheEntry>) {
+    let entry = |entry: wire::CacheOptionsEntry| CacheEntry {
+        kind: entry.r#type,
+        attrs: entry.attrs.into_iter().collect(),
+    };
+    let refs = cache.import_refs_deprecated.into_iter().map(|reference| CacheEntry {
+        kind: "registry".to_owned(),
+        attrs: [("ref".to_owned(), reference)].into(),
+    });
+    let imports = refs.chain(cache.imports.into_iter().map(entry)).collect();
+    let mut exports: Vec<CacheEntry> = cache.exports.into_iter().map(entry).collect();
+    if exports.is_empty() && !cache.export_ref_deprecated.is_empty() {
+        let mut attrs: BTreeMap<_, _> = cache.export_attrs_deprecated.into_iter().collect();
+        attrs.insert("ref".to_owned(), cache.export_ref_deprecated);
+        exports.push(CacheEntry { kind: "registry".to_owned(), attrs });
+    }
+    (imports, exports)
 }
 
 #[cfg(test)]
@@ -468,10 +477,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
-        let export = wire::CacheOptionsEntry { r#type: "gha".into(), ..Default::default() };
-        let cache = wire::CacheOptions { exports: vec![export], ..Default::default() };
-        let text = refused(wire::SolveRequest { cache: Some(cache), ..Default::default() });
-        assert!(text.contains("gha"), "{text}");
         let text = refused(wire::SolveRequest { compatibility_version: 40, ..Default::default() });
         assert_eq!(
             text,

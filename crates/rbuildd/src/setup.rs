@@ -113,6 +113,7 @@ pub async fn services(
         sources: Sources::new(all, providers),
         sessions,
         jobs: jobs.clone(),
+        imports: Arc::default(),
         cache_mounts: CacheMounts::new(store.clone()),
         config: ops::Config {
             network: config.network,

@@ -17,7 +17,8 @@ use crate::{
 };
 
 impl Graph {
-    fn store(&self, store: StoreIndex) -> Option<&KeyStore> {
+    /// The main store or an attached import.
+    pub(crate) fn store(&self, store: StoreIndex) -> Option<&KeyStore> {
         if store == StoreIndex::MAIN {
             return Some(&self.keys);
         }
@@ -52,6 +53,7 @@ impl Graph {
             } else {
                 let known = self.store(store);
                 let ids = keys.iter().filter_map(|key| key.id(store));
+                let link = link.exported();
                 ids.flat_map(|id| known.map_or_else(Vec::new, |known| known.targets(id, &link)))
                     .collect()
             };
@@ -407,6 +409,10 @@ impl Graph {
         let known = state.deps.is_empty() || {
             let operation = vertex.operation();
             vertex.stores().any(|store| {
+                let operation = match store {
+                    StoreIndex::MAIN => operation,
+                    _ => operation.root(state.output as i32),
+                };
                 self.store(store).is_some_and(|store| store.knows_operation(operation))
             })
         };

@@ -799,6 +799,9 @@ impl World {
             solver::Change::PutResult { key, record, created_at } => {
                 solver::Change::PutResult { key, record: rename(&record), created_at }
             }
+            solver::Change::PutLink { from, link, to } => {
+                solver::Change::PutLink { from, link: link.exported(), to }
+            }
             other => other,
         });
         let store = KeyStore::restore(changes);
