@@ -69,6 +69,7 @@ fn interop() -> anyhow::Result<()> {
 pub fn ci() -> anyhow::Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     tidy::check(&root())?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // Lints that the workspace denies fail here; the rest are shown.
+    run(cargo().args(["clippy", "--workspace", "--all-targets"]))?;
     test(&[])
 }
