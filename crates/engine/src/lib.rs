@@ -18,8 +18,8 @@ mod job;
 mod journal;
 pub mod run;
 
-pub use capabilities::LLB as LLB_CAPABILITIES;
 pub use cache::CacheEntry;
+pub use capabilities::LLB as LLB_CAPABILITIES;
 pub(crate) use containers::Containers;
 pub use engine::{Engine, Settings, SolveRequest, Work, host_platforms};
 pub use history::{History, HistoryLimits};
