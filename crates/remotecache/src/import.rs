@@ -148,7 +148,7 @@ mod tests {
             ("local-chain-max", "9 keys, results of [1, 2, 3] layers"),
             ("image-chain-min", "10 keys, results of [1] layers"),
             ("image-chain-max", "10 keys, results of [1, 1, 2, 3] layers"),
-            ("inline-image", "3 keys, results of [2] layers"),
+            ("inline-image", "2 keys, results of [2] layers"),
         ];
         for (name, summary) in wanted {
             assert_eq!(check(name).await, summary, "{name}");
