@@ -299,7 +299,17 @@ impl solver::Worker for Worker {
                     .await
                     .map_err(|error| failure(false, error.to_string()))?;
             } else {
-                reference.attach_provider(self.sources.providers());
+                let providers = self.sources.providers();
+                let blobs = reference.blobs_known().unwrap_or_default();
+                let lost = |blob: &&store::LayerBlob| {
+                    !blob.local && providers.find(&blob.descriptor.digest).is_none()
+                };
+                if let Some(blob) = blobs.iter().find(lost) {
+                    // E.g. imported by a daemon that has restarted since.
+                    let digest = blob.descriptor.digest;
+                    return Err(failure(false, format!("nobody known has the layer {digest}")));
+                }
+                reference.attach_provider(providers);
             }
         }
         Ok(Some(reference))
