@@ -96,7 +96,7 @@ impl Client {
         };
         let definition = marshal(&graph, output)?;
         let vertex = head(&definition);
-        let words = "reading the Dockerfile";
+        let words = "failed to read dockerfile";
         let found =
             solve(&*self.bridge, definition.clone(), false).await.map_err(|e| e.context(words))?;
         let data = match self.bridge.read_file(&found, filename, None).await {
