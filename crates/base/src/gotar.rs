@@ -239,7 +239,7 @@ mod tests {
         assert_eq!((count, &out[345..347]), (1, &b"dd"[..]));
         let (count, out) = blocks(&Header::file("f".repeat(101), 0o644, 0));
         assert_eq!(count, 3);
-        assert!(String::from_utf8_lossy(&out[512..]).starts_with("110 path=fff"));
+        assert!(String::from_utf8_lossy(&out[512..]).starts_with("111 path=fff"));
         let mut odd = Header::file("é", 0o644, 0);
         odd.xattrs.insert("user.a".into(), b"\0b".to_vec());
         let (count, out) = blocks(&odd);

@@ -241,7 +241,7 @@ impl History {
     pub async fn journal(&self, reference: &str) -> Option<std::fs::File> {
         let record = self.get(reference).await?;
         let digest: Digest = record.logs?.digest.parse().ok()?;
-        self.store.content().open(&digest).ok().map(Into::into)
+        self.store.content().open(&digest).ok()
     }
 
     /// What a listener is told at once, and (unless it wants only that) what follows.

@@ -125,7 +125,7 @@ struct After {
 impl Native {
     /// A driver that uses this launcher.
     pub fn new(launcher: Launcher, config: NativeConfig) -> Self {
-        let addresses = config.subnet.map(|subnet| Arc::new(Addresses::new(subnet)));
+        let addresses = config.subnet.map(|subnet| Arc::new(Addresses::new(subnet, somewhere())));
         let shared = Shared { launcher, config, addresses, running: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
@@ -207,6 +207,11 @@ impl Shared {
         StepGroup::create(layout, &request, |folder| self.launcher.announce_group(folder))
             .map_err(|error| ExecError::setup("make control groups", error))
     }
+}
+
+/// A number that other daemons of this machine are unlikely to have too.
+fn somewhere() -> u32 {
+    u32::from_str_radix(&base::id::random_hex(3), 16).unwrap_or_default()
 }
 
 fn ask(error: std::io::Error) -> ExecError {

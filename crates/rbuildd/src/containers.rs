@@ -114,7 +114,6 @@ impl ContainersService for Containers {
             Status::internal(format!("read the log of {}: {error}", container.name))
         })?;
         let follow = first.follow && container.exit().is_none();
-        let first_follow = first.follow;
         let input = container.clone();
         let reading = tokio::spawn(async move {
             let mut next = Some(first);

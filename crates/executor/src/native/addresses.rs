@@ -57,8 +57,10 @@ pub struct Address {
 }
 
 impl Addresses {
-    pub fn new(subnet: Subnet) -> Self {
-        Self { subnet, taken: Mutex::new((BTreeSet::new(), 0)) }
+    /// Gives out the addresses from number `first` on. Daemons on one machine share its routes, so
+    /// each starts somewhere else.
+    pub fn new(subnet: Subnet, first: u32) -> Self {
+        Self { subnet, taken: Mutex::new((BTreeSet::new(), first)) }
     }
 
     pub fn subnet(&self) -> Subnet {
@@ -118,7 +120,7 @@ mod tests {
 
     #[test]
     fn addresses_go_round() {
-        let pool = Arc::new(Addresses::new("192.168.7.0/29".parse().unwrap()));
+        let pool = Arc::new(Addresses::new("192.168.7.0/29".parse().unwrap(), 0));
         let all: Vec<Address> = std::iter::from_fn(|| pool.take()).collect();
         let last = |address: &Address| address.link().address[3];
         assert_eq!(all.iter().map(last).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
