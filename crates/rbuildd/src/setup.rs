@@ -100,7 +100,7 @@ pub async fn services(
     let providers = Arc::new(Providers::default());
     let all: Vec<Arc<dyn Source>> = vec![
         Arc::new(source::LocalSource::new(store.clone())),
-        Arc::new(source::HttpSource::new(store.clone())?),
+        Arc::new(source::HttpSource::new(store.clone())),
         Arc::new(source::GitSource::new(store.clone())),
         Arc::new(source::Images::new(store.clone(), client.clone(), providers.clone())),
         Arc::new(source::Layouts::new(store.clone(), providers.clone())),

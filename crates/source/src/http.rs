@@ -17,7 +17,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Write as _,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -53,12 +53,16 @@ pub struct HttpSource {
 
 struct Shared {
     store: Arc<Store>,
-    client: reqwest::Client,
+    client: OnceLock<reqwest::Client>,
 }
 
-impl HttpSource {
-    /// Keeps files in `store`. Proxies are taken from the daemon's environment.
-    pub fn new(store: Arc<Store>) -> Result<Self, SourceError> {
+impl Shared {
+    /// Made on first use: reading the machine's certificate authorities takes longer than the
+    /// daemon's whole start, and memory that most builds never need.
+    fn client(&self) -> Result<&reqwest::Client, SourceError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
         // Somebody may have installed it before; it is the same one everywhere.
         _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -69,7 +73,14 @@ impl HttpSource {
             .map_err(|error| {
                 SourceError::Remote(format!("set up http client: {}", text(&error)))
             })?;
-        Ok(Self { shared: Arc::new(Shared { store, client }) })
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+impl HttpSource {
+    /// Keeps files in `store`. Proxies are taken from the daemon's environment.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { shared: Arc::new(Shared { store, client: OnceLock::new() }) }
     }
 
     fn instance(&self, request: SourceRequest) -> Result<Http, SourceError> {
@@ -474,7 +485,8 @@ impl Http {
     }
 
     async fn ask(&self, method: Method, headers: HeaderMap) -> Result<Response, SourceError> {
-        let request = self.shared.client.request(method, self.wanted.url.clone()).headers(headers);
+        let request =
+            self.shared.client()?.request(method, self.wanted.url.clone()).headers(headers);
         request.send().await.map_err(|error| {
             SourceError::Remote(format!("get {}: {}", self.wanted.address, text(&error)))
         })

@@ -91,7 +91,7 @@ impl Bench {
         let store = Store::open(config).unwrap();
         let server = Arc::new(Server::default());
         let address = serve(server.clone()).await;
-        let http: Arc<dyn Source> = Arc::new(HttpSource::new(store).unwrap());
+        let http: Arc<dyn Source> = Arc::new(HttpSource::new(store));
         let sources = Sources::new([http], Arc::default());
         let bench = Self { _state: state, sources, server, address, memo: Mutex::default() };
         answers.iter().for_each(|(path, answer)| bench.answer(path, answer));
