@@ -4,6 +4,8 @@
 //! programs must have been built (`cargo xtask test` does). When a [`Daemon`] is dropped, its
 //! processes are ended and its state removed.
 
+pub mod net;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -194,6 +196,32 @@ impl Daemon {
         .collect()
     }
 
+    /// Its resident memory in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    }
+
+    /// How many files it has open.
+    pub fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// Asserts that nothing is left of builds that ended: mounts, sockets, half-made folders and
+    /// blobs, journals, records in use.
+    pub fn left_clean(&self) {
+        assert_eq!(self.mounts(), Vec::<String>::new());
+        let count = |folder: &str| fs::read_dir(self.state.join(folder)).map_or(0, Iterator::count);
+        eventually(Duration::from_secs(20), "nothing is left of builds that ended", || {
+            ["run", "journals", "snapshots/.new", "snapshots/.trash", "content/ingest"]
+                .iter()
+                .all(|folder| count(folder) == 0)
+        });
+        let du = self.ok(&["du", "-v"]);
+        assert!(!du.contains("Mutable:\ttrue\nReclaimable:\tfalse"), "{du}");
+    }
+
     /// Mounts below the state folder in the daemon's own namespace.
     pub fn mounts(&self) -> Vec<String> {
         let table =
@@ -213,6 +241,41 @@ impl Drop for Daemon {
             _ = process.kill();
             _ = process.wait();
         }
+    }
+}
+
+/// Whether tests of load run as long as they should before a release.
+pub fn long() -> bool {
+    std::env::var("RBUILD_STRESS").is_ok_and(|value| value == "long")
+}
+
+/// Numbers for moments and sizes; the seed is printed, and can be given as `RBUILD_SEED`.
+pub struct Random(u64);
+
+impl Random {
+    /// A fresh one.
+    pub fn new() -> Self {
+        let given = std::env::var("RBUILD_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(1, |now| now.as_nanos() as u64)
+        });
+        println!("RBUILD_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    /// A number from 0 to below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit.max(1)
+    }
+}
+
+impl Default for Random {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

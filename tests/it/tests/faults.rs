@@ -16,18 +16,6 @@ fn refused(daemon: &Daemon, dockerfile: &str) -> String {
     daemon.fails(&["build", "--progress", "plain", &context.arg()])
 }
 
-/// What a failed or broken build may not leave: mounts, half-made folders, journals, processes.
-fn left_clean(daemon: &Daemon) {
-    assert_eq!(daemon.mounts(), Vec::<String>::new());
-    eventually(Duration::from_secs(15), "nothing runs for the build any more", || {
-        let sockets = fs::read_dir(daemon.state().join("run")).unwrap().count();
-        let journals = fs::read_dir(daemon.state().join("journals")).unwrap().count();
-        sockets == 0 && journals == 0
-    });
-    let du = daemon.ok(&["du", "-v"]);
-    assert!(!du.contains("Mutable:\ttrue\nReclaimable:\tfalse"), "{du}");
-}
-
 #[test]
 fn mistakes_in_the_dockerfile_are_named_with_their_line() {
     if !can_run() {
@@ -46,7 +34,7 @@ fn mistakes_in_the_dockerfile_are_named_with_their_line() {
     assert!(failing.contains("Dockerfile:4"), "{failing}");
     let command = refused(&daemon, "RUN no-such-program\n");
     assert!(command.contains("not found") && command.contains("127"), "{command}");
-    left_clean(&daemon);
+    daemon.left_clean();
 }
 
 #[test]
@@ -62,7 +50,7 @@ fn an_unknown_base_image_is_named() {
         failed.contains("127.0.0.1:1/no/such:image") && failed.contains("Dockerfile:1"),
         "{failed}"
     );
-    left_clean(&daemon);
+    daemon.left_clean();
 }
 
 #[test]
@@ -85,7 +73,7 @@ fn graphs_that_are_none_are_refused() {
         let output = child.wait_with_output().unwrap();
         assert!(!output.status.success(), "{}", text(&output));
     }
-    left_clean(&daemon);
+    daemon.left_clean();
 }
 
 /// A tar made of raw entries: name, type, link name, data.
@@ -138,7 +126,7 @@ fn hostile_tars_stay_inside() {
     context.write("evil.tar", &whole[..2000]);
     let cut = daemon.fails(&["build", "--progress", "plain", &context.arg()]);
     assert!(cut.contains("evil.tar"), "{cut}");
-    left_clean(&daemon);
+    daemon.left_clean();
 }
 
 #[test]
@@ -162,7 +150,7 @@ fn a_client_that_goes_away_stops_its_steps() {
     eventually(Duration::from_secs(10), "the step is gone", || {
         Daemon::processes("sleep 31415").is_empty()
     });
-    left_clean(&daemon);
+    daemon.left_clean();
     daemon.ok(&["build", &Context::new("RUN true\n").arg()]);
 }
 
@@ -188,7 +176,7 @@ fn a_killed_daemon_leaves_nothing_and_starts_again() {
         Daemon::processes("sleep 27182").is_empty()
     });
     daemon.restart();
-    left_clean(&daemon);
+    daemon.left_clean();
     context.dockerfile("RUN echo kept > /kept\nRUN cat /kept > /again\n");
     daemon.ok(&["build", "-t", "app:1", &context.arg()]);
     assert_eq!(daemon.ok(&["run", "--rm", "app:1", "cat", "/again"]), "kept\n");
@@ -243,7 +231,7 @@ fn a_full_disk_fails_the_build_and_not_the_daemon() {
     let daemon = Daemon::with_state(&disk.0.path().join("state"));
     let full = refused(&daemon, "RUN dd if=/dev/zero of=/big bs=1M count=200\n");
     assert!(full.to_lowercase().contains("no space left"), "{full}");
-    left_clean(&daemon);
+    daemon.left_clean();
     daemon.ok(&["prune", "--all"]);
     daemon.ok(&["build", &Context::new("RUN echo fits > /small\n").arg()]);
 }

@@ -1,7 +1,9 @@
 //! The whole system: real daemon, real containers, real readers, real faults.
 
 mod builds;
+mod cachekeys;
 mod caches;
 mod faults;
 mod readers;
+mod stress;
 mod wire;
