@@ -21,7 +21,7 @@ use store::Ref;
 use crate::{
     CacheEntry, Containers, History, Job, Jobs, Journal, LogLimit,
     bridge::{self, JobBridge},
-    cache, capabilities, failure,
+    cache, capabilities, failure, frontend_image,
     history::Ended,
     journal::made_up_digest,
 };
@@ -74,6 +74,18 @@ pub enum Work {
     ClientSideWithInputs(BTreeMap<String, pb::Definition>),
 }
 
+/// Which images may be run as frontends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum FrontendImages {
+    /// Any.
+    #[default]
+    All,
+    /// Those of these repositories, such as `docker.io/docker/dockerfile`.
+    Only(Vec<String>),
+    /// None.
+    Disabled,
+}
+
 /// How an [`Engine`] is set up.
 pub struct Settings {
     /// Describes the worker; its first platform is the default.
@@ -88,6 +100,8 @@ pub struct Settings {
     pub history: crate::HistoryLimits,
     /// Whether the Dockerfile frontend may be used.
     pub dockerfile: bool,
+    /// Whether frontends may be images, and which.
+    pub frontend_images: FrontendImages,
     /// Folder for journals of builds under way; emptied at start.
     pub journals: PathBuf,
     /// Makes a registry client with the credentials of a build's sessions.
@@ -196,6 +210,7 @@ impl Engine {
     ) -> Result<BTreeMap<String, String>, FrontendError> {
         let exporters = self.check(&request)?;
         let caches = cache::exports(&request.cache_exports)?;
+        self.machine.executor.warm();
         let journal = Journal::create(&self.settings.journals, self.settings.log_limit)
             .map_err(|error| failure::internal("open the journal of a build", error))?;
         let id = JobId::from(request.reference.as_str());
@@ -320,16 +335,23 @@ impl Engine {
         if let (Some(frontend), true) = (builtin, self.settings.dockerfile) {
             return Box::pin(frontend.solve(bridge)).await;
         }
-        if name == "gateway.v0" {
-            return Err(FrontendError::with_code(
-                Code::Unimplemented,
-                format!(
-                    "running the frontend image {source} is not supported by this daemon yet; \
-                     remove the `# syntax` line, or name docker/dockerfile:1, to use the built-in frontend"
-                ),
-            ));
+        if name == "gateway.v0" && self.settings.frontend_images != FrontendImages::Disabled {
+            return Box::pin(frontend_image::run(bridge)).await;
         }
         Err(FrontendError::new(format!("invalid frontend: {name}")))
+    }
+
+    /// Whether the settings let this image be a frontend.
+    pub(crate) fn allow_frontend(&self, source: &str) -> Result<(), FrontendError> {
+        let FrontendImages::Only(allowed) = &self.settings.frontend_images else { return Ok(()) };
+        let repository = oci::Reference::parse(source).map(|reference| reference.repository());
+        match repository {
+            Ok(repository) if allowed.contains(&repository) => Ok(()),
+            _ => Err(FrontendError::with_code(
+                Code::PermissionDenied,
+                format!("'{source}' is not an allowed gateway source"),
+            )),
+        }
     }
 
     /// Fetches the lazy layers of a result.

@@ -71,6 +71,8 @@ pub struct Config {
     pub history: HistoryLimits,
     /// Whether the Dockerfile frontend is there.
     pub dockerfile: bool,
+    /// Which images may be frontends.
+    pub frontend_images: engine::FrontendImages,
     /// Registries by host.
     pub registries: oci::registry::Hosts,
     /// Connections per registry.
@@ -124,6 +126,7 @@ const KNOWN: &[&str] = &[
     "history.maxAge",
     "history.maxEntries",
     "frontend.*.enabled",
+    "frontend.gateway.v0.allowedRepositories",
     "system.maxRegistryConcurrency",
     "registry.*.mirrors",
     "registry.*.http",
@@ -170,7 +173,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "worker.oci.cniBinaryPath",
     "worker.oci.cniPoolSize",
     "worker.oci.bridgeName",
-    "frontend.gateway.v0.allowedRepositories",
 ];
 
 impl Config {
@@ -381,6 +383,13 @@ impl Config {
                 .get("dockerfile.v0")
                 .and_then(|one| one.enabled)
                 .unwrap_or(true),
+            frontend_images: match file.frontend.get("gateway.v0") {
+                Some(FrontendFile { enabled: Some(false), .. }) => engine::FrontendImages::Disabled,
+                Some(FrontendFile { allowed, .. }) if !allowed.is_empty() => {
+                    engine::FrontendImages::Only(repositories(allowed)?)
+                }
+                _ => engine::FrontendImages::All,
+            },
             registries: oci::registry::Hosts(
                 file.registry.into_iter().map(|(host, table)| (host, table.read())).collect(),
             ),
@@ -451,6 +460,16 @@ fn tls(
         warnings.push("TLS settings have no effect on Unix sockets".into());
     }
     Ok(tls)
+}
+
+/// Repositories in full, whatever tag they are written with.
+fn repositories(names: &[String]) -> anyhow::Result<Vec<String>> {
+    let full = names.iter().map(|name| {
+        let reference = oci::Reference::parse(name);
+        let reference = reference.with_context(|| format!("allowedRepositories: {name:?}"))?;
+        Ok(reference.repository())
+    });
+    full.collect()
 }
 
 fn unknown_keys(prefix: &str, table: &Table, warnings: &mut Vec<String>) {
@@ -627,6 +646,8 @@ struct HistoryFile {
 #[serde(default)]
 struct FrontendFile {
     enabled: Option<bool>,
+    #[serde(rename = "allowedRepositories")]
+    allowed: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

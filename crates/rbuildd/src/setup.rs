@@ -140,6 +140,7 @@ pub async fn services(
         log_limit: log_limit()?,
         history: config.history,
         dockerfile: config.dockerfile,
+        frontend_images: config.frontend_images.clone(),
         journals,
         registries: Arc::new(move |group| registries(client.clone(), group)),
     };

@@ -8,6 +8,7 @@ pub mod capabilities;
 mod run;
 mod service;
 pub mod status;
+pub mod stdio;
 pub mod wire;
 
 pub use run::{Container, Containers, NewContainer, Process, ProcessEvent, ProcessInput, Run};
