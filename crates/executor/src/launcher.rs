@@ -1,9 +1,10 @@
 //! The launcher: the helper process that makes all others.
 //!
 //! Copying the page tables of a grown daemon costs 100 ms, and threads must not be alive across a
-//! fork, so the daemon never forks. It starts itself again, once and early, with a hidden argument
-//! ([`spawn`], [`main_if_requested`]); that process has one thread and little memory, and clones
-//! itself for each container in a fraction of a millisecond.
+//! fork, so the daemon never forks. It starts itself again (by `posix_spawn`, which copies nothing)
+//! with a hidden argument ([`Launcher::start`], [`main_if_requested`]); that process has one thread
+//! and little memory, and clones itself for each container in a fraction of a millisecond. The first
+//! run starts it, or whoever knows earlier that there will be one: an idle daemon has none.
 //!
 //! There are two of them. The *guard* only waits for the daemon's end of a socket to close, which
 //! happens however the daemon dies, and for the *server*, its child and the first process of a
@@ -19,6 +20,8 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit};
+
 use crate::{
     supervise::Asked,
     sys,
@@ -32,11 +35,13 @@ pub(crate) mod serve;
 /// Tells [`main_if_requested`] what to become.
 const ARGUMENT: &str = "rbuild-launcher-of-the-daemon";
 
-/// A running launcher. Clones share it; it ends, and all containers with it, when the last is
-/// dropped. Should it end before that, it is started again by the next run.
+/// The launcher, started when first used. Clones share it; it ends, and all containers with it,
+/// when the last is dropped. Should it end before that, it is started again by the next run.
 #[derive(Debug, Clone)]
 pub struct Launcher {
-    current: Arc<Mutex<Arc<Shared>>>,
+    current: Arc<Mutex<Option<Arc<Shared>>>>,
+    /// The number of open files that processes may have unless they ask for another.
+    open_files: Rlimit,
 }
 
 #[derive(Debug)]
@@ -52,18 +57,22 @@ struct Shared {
     process: Mutex<std::process::Child>,
 }
 
-/// Starts the launcher: the running program again, with a hidden argument. To be called early,
-/// while the daemon is small; [`main_if_requested`] must be the first thing its `main` does.
+/// A launcher that runs already.
 pub fn spawn() -> io::Result<Launcher> {
-    Ok(Launcher { current: Arc::new(Mutex::new(Arc::new(Shared::spawn()?))) })
+    let launcher = Launcher::new();
+    launcher.start()?;
+    Ok(launcher)
 }
 
 impl Shared {
-    fn spawn() -> io::Result<Self> {
+    /// Starts the running program again, with a hidden argument.
+    fn spawn(open_files: &Rlimit) -> io::Result<Self> {
+        let number = |limit: Option<u64>| limit.map_or("max".to_owned(), |limit| limit.to_string());
         let (control, launcher_control) = sys::socketpair()?;
         let (guard, launcher_guard) = sys::socketpair()?;
         let process = Process::new("/proc/self/exe")
             .arg(ARGUMENT)
+            .args([number(open_files.current), number(open_files.maximum)])
             .stdin(Stdio::from(launcher_control))
             .stdout(Stdio::from(launcher_guard))
             .env_clear()
@@ -104,9 +113,13 @@ impl Shared {
 /// Becomes the launcher, never to return, when the process was started as one. Call it first in
 /// `main`, before threads, arguments and logging.
 pub fn main_if_requested() {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == ARGUMENT) {
-        guard::main()
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_none_or(|argument| argument != ARGUMENT) {
+        return;
     }
+    let mut limit = || arguments.next().and_then(|text| text.to_str()?.parse().ok());
+    let open_files = Rlimit { current: limit(), maximum: limit() };
+    guard::main(open_files)
 }
 
 /// Lets a test binary start launchers: its `main` belongs to the test harness, so the hook goes
@@ -125,24 +138,48 @@ macro_rules! launcher_in_tests {
     };
 }
 
+impl Default for Launcher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Launcher {
-    fn current(&self) -> Arc<Shared> {
-        self.current.lock().expect("no panic while the lock is held").clone()
+    /// A launcher that is not started yet. Its processes will have this process's present limit of
+    /// open files. [`main_if_requested`] must be the first thing that `main` does.
+    pub fn new() -> Self {
+        Self { current: Arc::default(), open_files: getrlimit(Resource::Nofile) }
+    }
+
+    /// Starts it if it does not run.
+    pub fn start(&self) -> io::Result<()> {
+        self.current().map(drop)
+    }
+
+    fn current(&self) -> io::Result<Arc<Shared>> {
+        let mut current = self.current.lock().expect("no panic while the lock is held");
+        if let Some(current) = &*current {
+            return Ok(current.clone());
+        }
+        let shared = Arc::new(Shared::spawn(&self.open_files)?);
+        Ok(current.insert(shared).clone())
     }
 
     /// Starts another launcher in place of one that ended.
     fn replace(&self, ended: &Arc<Shared>) -> io::Result<Arc<Shared>> {
         let mut current = self.current.lock().expect("no panic while the lock is held");
-        if Arc::ptr_eq(&current, ended) {
-            tracing::error!("the launcher ended; starting another");
-            *current = Arc::new(Shared::spawn()?);
+        match &*current {
+            Some(other) if !Arc::ptr_eq(other, ended) => Ok(other.clone()),
+            _ => {
+                tracing::error!("the launcher ended; starting another");
+                Ok(current.insert(Arc::new(Shared::spawn(&self.open_files)?)).clone())
+            }
         }
-        Ok(current.clone())
     }
 
     /// What the launcher found; waits for it to be ready.
     pub(crate) fn hello(&self) -> io::Result<Hello> {
-        let shared = self.current();
+        let shared = self.current()?;
         let alive = !matches!(
             shared.process.lock().expect("no panic while the lock is held").try_wait(),
             Ok(Some(_))
@@ -167,20 +204,20 @@ impl Launcher {
         wire::send_plan(&progress, plan, fds)?;
         let mut all = vec![their_reports.as_fd(), their_progress.as_fd()];
         all.extend(extra);
-        sys::send(&self.current().control, &wire::encode(&command), &all)?;
+        sys::send(&self.current()?.control, &wire::encode(&command), &all)?;
         Ok(Asked { reports, progress, terminal: None, runtime_terminal: None, started_file: None })
     }
 
     /// Leaves word of a control group, to be removed if the daemon dies.
     pub(crate) fn announce_group(&self, folder: &Path) {
         if let Some(text) = folder.to_str().filter(|text| text.len() < sys::MAX_MESSAGE) {
-            _ = sys::send(&self.current().guard, text.as_bytes(), &[]);
+            _ = self.current().and_then(|shared| sys::send(&shared.guard, text.as_bytes(), &[]));
         }
     }
 
     /// Lets a subnet out under the host's address; waits for the first answer, then remembers it.
     pub(crate) fn start_nat(&self, subnet: &str) -> Result<(), String> {
-        let shared = self.current();
+        let shared = self.current().map_err(|error| error.to_string())?;
         let answer = shared.nat.get_or_init(|| {
             let ask = || -> io::Result<String> {
                 sys::send(&shared.guard, format!("nat {subnet}").as_bytes(), &[])?;
@@ -197,9 +234,13 @@ impl Launcher {
         answer.clone()
     }
 
-    /// Process number of the guard.
-    pub fn id(&self) -> u32 {
-        self.current().process.lock().expect("no panic while the lock is held").id()
+    /// Process number of the guard, if it was started.
+    pub fn id(&self) -> Option<u32> {
+        let current = self.current.lock().expect("no panic while the lock is held");
+        let process = |shared: &Arc<Shared>| {
+            shared.process.lock().expect("no panic while the lock is held").id()
+        };
+        current.as_ref().map(process)
     }
 }
 

@@ -67,6 +67,9 @@ pub trait Executor: Send + Sync {
 
     /// The network of a running container.
     fn network(&self, container: &str) -> Result<net::NetNs, ExecError>;
+
+    /// Says that a run is likely soon, so that what it needs can be made ready meanwhile. Quick.
+    fn warm(&self) {}
 }
 
 /// Where a process reads and writes: descriptors given to it as they are. What is `None` is

@@ -306,6 +306,11 @@ impl Executor for Native {
         supervise::follow(asked, hooks, |_| {}).await
     }
 
+    fn warm(&self) {
+        // Should it fail, the run will say so.
+        _ = self.shared.launcher.start();
+    }
+
     fn network(&self, container: &str) -> Result<NetNs, ExecError> {
         match self.shared.running().get(container) {
             Some(Some(running)) => Ok(NetNs::of(running.pidfd.clone())),

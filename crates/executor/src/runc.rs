@@ -150,6 +150,11 @@ impl Executor for Runc {
         blocking(move || shared.explain(result, &log, &pid_file, &program)).await
     }
 
+    fn warm(&self) {
+        // Should it fail, the run will say so.
+        _ = self.shared.launcher.start();
+    }
+
     fn network(&self, container: &str) -> Result<NetNs, ExecError> {
         Ok(NetNs::of(self.shared.find(container)?.pidfd))
     }

@@ -812,7 +812,7 @@ container_test!(a_killed_launcher_is_replaced, tree, {
         async move { native.run(spec, io, hooks).await }
     });
     is_started.await.unwrap();
-    let id = rustix::process::Pid::from_raw(launcher.id() as i32).unwrap();
+    let id = rustix::process::Pid::from_raw(launcher.id().unwrap() as i32).unwrap();
     rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
     let exit = running.await.unwrap();
     assert!(matches!(exit, Err(ExecError::LauncherGone)), "{exit:?}");

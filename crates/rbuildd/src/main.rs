@@ -74,9 +74,9 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
         anyhow::bail!("rbuildd must run as root (also a mapped one)");
     }
     rustix::process::umask(rustix::fs::Mode::empty());
-    // Before there are threads and before memory grows.
-    let launcher = executor::launcher::spawn().context("start the launcher of steps")?;
-    // After the launcher, whose limits steps inherit: trees and deep copies need many descriptors.
+    // It remembers the limit that steps inherit, so it comes before the daemon raises its own: trees
+    // and deep copies need many descriptors.
+    let launcher = executor::launcher::Launcher::new();
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

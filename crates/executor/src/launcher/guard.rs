@@ -10,6 +10,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
+    process::{Resource, Rlimit, setrlimit},
 };
 
 use super::{nat::Nat, serve, take_sockets};
@@ -22,8 +23,8 @@ use crate::{
 pub const NAT_DONE: &str = "done";
 
 /// Runs the guard, and in its child the server.
-pub fn main() -> ! {
-    let code = match run() {
+pub fn main(open_files: Rlimit) -> ! {
+    let code = match run(open_files) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("rbuild launcher: {error}");
@@ -33,8 +34,10 @@ pub fn main() -> ! {
     std::process::exit(code)
 }
 
-fn run() -> io::Result<()> {
+fn run(open_files: Rlimit) -> io::Result<()> {
     let (control, guard) = take_sockets()?;
+    // The daemon raised its own; steps start with what it was given.
+    _ = setrlimit(Resource::Nofile, open_files);
     // A terminal's interrupt is for the daemon, which ends us when it is done.
     _ = rustix::process::setsid();
     _ = rustix::thread::set_name(c"rbuild-guard");
