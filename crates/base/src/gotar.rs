@@ -192,6 +192,10 @@ fn ascii(text: &[u8]) -> Vec<u8> {
 fn put_text(field: &mut [u8], text: &[u8]) {
     let length = text.len().min(field.len());
     field[..length].copy_from_slice(&text[..length]);
+    // Some readers take a cut name that ends in a slash for a folder.
+    if text.len() > field.len() {
+        field.iter_mut().rev().take_while(|byte| **byte == b'/').for_each(|byte| *byte = 0);
+    }
 }
 
 /// Zero-padded octal and NUL; what does not fit becomes zero (a PAX record has it).

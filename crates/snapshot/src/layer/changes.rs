@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Xattr that counts as a difference.
-pub(crate) const CAPABILITY: &[u8] = b"security.capability";
+pub(crate) const CAPABILITY: &str = "security.capability";
 
 /// What happened to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ fn equal(
     if facts(before) != facts(after) {
         return Ok(false);
     }
-    let capability = |folder| sys::get_xattr(At::Name(folder, name), CAPABILITY);
+    let capability = |folder| sys::get_xattr(At::Name(folder, name), CAPABILITY.as_bytes());
     if !before.is_symlink() && capability(lower)? != capability(upper)? {
         return Ok(false);
     }

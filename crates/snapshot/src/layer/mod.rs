@@ -12,7 +12,6 @@ mod delta;
 mod hostile;
 pub(crate) mod settle;
 pub(crate) mod tar_read;
-mod tar_write;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unpack;

@@ -5,9 +5,9 @@
 
 use std::io::{self, Read};
 
-use base::Hasher;
+use base::{Hasher, gotar::BLOCK};
 
-use super::{LayerError, Limits, tar_write::BLOCK};
+use super::{LayerError, Limits};
 use crate::sys::Time;
 
 /// Most zeros and other bytes after the end of a tar, which only count for its digest.

@@ -10,13 +10,15 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
-use base::Hasher;
+use base::{
+    Hasher,
+    gotar::{self, Header, write_end, write_padding},
+};
 use rustix::fs::OFlags;
 
 use super::{
     LayerError, LayerInfo,
     changes::{CAPABILITY, Change, Kind, Sink},
-    tar_write::{Header, write_end, write_header, write_padding},
 };
 use crate::{
     SnapshotError, scoped,
@@ -94,7 +96,7 @@ impl<'a> LayerWriter<'a> {
 
     fn header(&mut self, header: &Header) -> Result<(), LayerError> {
         self.entries += 1;
-        write_header(&mut self.out, header).map_err(stream)
+        header.write(&mut self.out).map_err(stream)
     }
 
     /// Writes the folders above `path` that were not written yet, outermost first.
@@ -142,7 +144,7 @@ impl<'a> LayerWriter<'a> {
         marker.extend_from_slice(WHITEOUT);
         marker.extend_from_slice(name);
         self.parents(path)?;
-        self.header(&Header { name: marker, kind: b'0', ..Header::default() })
+        self.header(&Header { name: marker, ..Header::default() })
     }
 }
 
@@ -170,20 +172,26 @@ impl Sink for LayerWriter<'_> {
         }
         let mut header = describe(change.folder, change.path, meta)?;
         if let Some(first) = first_name {
-            header = Header { kind: b'1', link: first, size: 0, ..header };
+            header = Header { kind: gotar::Kind::HardLink, link: first, size: 0, ..header };
         }
         self.parents(change.path)?;
         self.header(&header)?;
         if meta.is_dir() {
             self.folders.insert(change.path.to_vec());
         }
-        if header.kind == b'0' && header.size > 0 {
+        if header.kind == gotar::Kind::File && header.size > 0 {
             self.content(change, header.size)?;
         }
         for name in also {
             self.parents(&name)?;
             let link = change.path.to_vec();
-            self.header(&Header { name, kind: b'1', link, size: 0, ..header.clone() })?;
+            self.header(&Header {
+                name,
+                kind: gotar::Kind::HardLink,
+                link,
+                size: 0,
+                ..header.clone()
+            })?;
         }
         Ok(())
     }
@@ -204,25 +212,27 @@ fn describe(folder: BorrowedFd<'_>, path: &[u8], meta: &Meta) -> Result<Header, 
     header.kind = match meta.kind() {
         sys::DIR => {
             header.name.push(b'/');
-            b'5'
+            gotar::Kind::Folder
         }
         sys::SYMLINK => {
             header.link = sys::read_link(folder, base).map_err(failed)?;
-            b'2'
+            gotar::Kind::Symlink
         }
-        sys::CHAR => b'3',
-        sys::BLOCK => b'4',
-        sys::FIFO => b'6',
+        sys::CHAR => gotar::Kind::CharDevice,
+        sys::BLOCK => gotar::Kind::BlockDevice,
+        sys::FIFO => gotar::Kind::Fifo,
         _ => {
             header.size = meta.size;
-            b'0'
+            gotar::Kind::File
         }
     };
-    if matches!(header.kind, b'3' | b'4') {
+    if matches!(header.kind, gotar::Kind::CharDevice | gotar::Kind::BlockDevice) {
         header.device = meta.rdev;
     }
-    if header.kind != b'2' {
-        header.capability = sys::get_xattr(At::Name(folder, base), CAPABILITY).map_err(failed)?;
+    if header.kind != gotar::Kind::Symlink {
+        let value =
+            sys::get_xattr(At::Name(folder, base), CAPABILITY.as_bytes()).map_err(failed)?;
+        header.xattrs.extend(value.map(|value| (CAPABILITY.to_owned(), value)));
     }
     Ok(header)
 }
