@@ -200,6 +200,7 @@ struct Inner {
     vertex: Option<Digest>,
     inputs: Vec<Vec<SelectedKey>>,
     ids: Mutex<Vec<(StoreIndex, KeyId)>>,
+    companions: Mutex<Vec<CacheKey>>,
     unexported: AtomicBool,
 }
 
@@ -216,8 +217,9 @@ impl CacheKey {
         vertex: Option<Digest>,
         inputs: Vec<Vec<SelectedKey>>,
     ) -> Self {
-        let (ids, unexported) = (Mutex::new(Vec::new()), AtomicBool::new(false));
-        Self(Arc::new(Inner { digest, output, vertex, inputs, ids, unexported }))
+        let (ids, companions) = Default::default();
+        let unexported = AtomicBool::new(false);
+        Self(Arc::new(Inner { digest, output, vertex, inputs, ids, companions, unexported }))
     }
 
     /// The key of content: no operation, just the digest of what was read.
@@ -277,6 +279,21 @@ impl CacheKey {
         }
     }
 
+    /// Keys of what the vertex built while it ran. An exported cache that holds this key holds
+    /// them too, and whoever is built on this key may be reached through them.
+    pub fn companions(&self) -> Vec<CacheKey> {
+        self.0.companions.lock().expect("no panic while holding companions").clone()
+    }
+
+    pub(crate) fn add_companions(&self, keys: &[CacheKey]) {
+        let mut companions = self.0.companions.lock().expect("no panic while holding companions");
+        for key in keys {
+            if !key.same(self) && !companions.iter().any(|known| known.same(key)) {
+                companions.push(key.clone());
+            }
+        }
+    }
+
     /// Whether an exported cache leaves out the results of this key: its vertex asked for that, and
     /// was matched without being loaded or executed.
     pub fn is_unexported(&self) -> bool {
@@ -304,13 +321,22 @@ impl fmt::Debug for CacheKey {
     }
 }
 
+impl Inner {
+    fn take_keys(&mut self) -> Vec<CacheKey> {
+        let mut keys =
+            std::mem::take(self.companions.get_mut().expect("no panic while holding companions"));
+        keys.extend(self.inputs.drain(..).flatten().map(|selected| selected.key));
+        keys
+    }
+}
+
 impl Drop for Inner {
     // Freeing a chain link by link: the derived way would recurse once per ancestor.
     fn drop(&mut self) {
-        let mut doomed: Vec<SelectedKey> = self.inputs.drain(..).flatten().collect();
+        let mut doomed = self.take_keys();
         while let Some(next) = doomed.pop() {
-            if let Some(mut inner) = Arc::into_inner(next.key.0) {
-                doomed.extend(inner.inputs.drain(..).flatten());
+            if let Some(mut inner) = Arc::into_inner(next.0) {
+                doomed.extend(inner.take_keys());
             }
         }
     }

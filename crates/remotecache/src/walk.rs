@@ -112,6 +112,8 @@ impl<'a, W: Worker> Walk<'a, W> {
                     }
                     self.visited.push(key.clone());
                     self.done.insert(key.address(), None);
+                    let companions = key.companions().into_iter();
+                    stack.extend(companions.map(|companion| Frame::Enter(companion, reach)));
                     if key.digest().is_random() {
                         continue;
                     }
@@ -183,9 +185,10 @@ impl<'a, W: Worker> Walk<'a, W> {
     fn item(&mut self, key: &CacheKey, result: Option<Chain>) -> Option<ItemId> {
         let KeyDigest::Sha256(digest) = key.export_digest() else { return None };
         let inputs = key.inputs().iter().map(|alternatives| {
-            let ways = alternatives.iter().filter_map(|selected| {
-                let item = self.done.get(&selected.key.address()).copied().flatten()?;
-                Some((selected.selector, item))
+            let ways = alternatives.iter().flat_map(|selected| {
+                let keys = std::iter::once(selected.key.clone()).chain(selected.key.companions());
+                let items = keys.filter_map(|key| self.done.get(&key.address()).copied().flatten());
+                items.map(|item| (selected.selector, item)).collect::<Vec<_>>()
             });
             ways.collect()
         });

@@ -28,6 +28,8 @@ pub(super) struct VertexState {
     pub(super) parents: Vec<VertexIx>,
     /// Vertices that this one loaded.
     pub(super) children: Vec<VertexIx>,
+    /// Main keys of what it built while executing.
+    pub(super) nested: Vec<CacheKey>,
     /// Jobs, parents, vertices built on this, followers.
     pub(super) holders: usize,
     /// Number of vertices that must run after this one, one after the other.
@@ -91,6 +93,7 @@ impl VertexState {
             jobs: Vec::new(),
             parents: Vec::new(),
             children: Vec::new(),
+            nested: Vec::new(),
             holders: 0,
             urgency: 0,
             running: 0,
@@ -385,6 +388,10 @@ impl Graph {
     }
 
     pub(super) fn answer(&mut self, request: RequestId, outcome: Result<Answer, Arc<Failure>>) {
+        let owner = self.requests.get(&request).map(|state| state.owner);
+        if let (Some(RequestOwner::Vertex(parent)), Ok(answer)) = (owner, &outcome) {
+            self.vertices[parent].nested.extend(answer.keys.first().cloned());
+        }
         if self.remove_request(request).is_some() {
             self.actions.push(Action::Answer { request, outcome });
         }

@@ -352,6 +352,7 @@ impl Graph {
         let cancelled = false;
         let task = self.start_task(number, Task::Execute { vertex: number, weight, cancelled });
         self.vertices[number].execution = Execution::Running(task);
+        self.vertices[number].nested.clear();
         let edges = self.vertices[number].edges.iter();
         let executing = edges
             .map(|(_, edge)| &self.edges[*edge])
@@ -454,6 +455,9 @@ impl Graph {
             return;
         };
         let keys = self.save(edge, result.record.clone(), at);
+        for key in &keys {
+            key.add_companions(&self.vertices[number].nested);
+        }
         let ignoring = self.vertices[number].ignore_cache;
         let state = &mut self.edges[edge];
         if !ignoring {

@@ -208,6 +208,25 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
+    /// Control groups of ours whose daemon has died.
+    pub fn strange_groups(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        for hierarchy in
+            hierarchies.map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")])
+        {
+            for group in fs::read_dir(hierarchy.join("rbuild")).into_iter().flatten().flatten() {
+                let name = group.file_name().to_string_lossy().into_owned();
+                let Some((pid, _)) = name.split_once('-') else { continue };
+                let alive = Path::new("/proc").join(pid).exists();
+                if group.path().is_dir() && pid.parse::<u32>().is_ok() && !alive {
+                    found.push(group.path().display().to_string());
+                }
+            }
+        }
+        found
+    }
+
     /// Asserts that nothing is left of builds that ended: mounts, sockets, half-made folders and
     /// blobs, journals, records in use.
     pub fn left_clean(&self) {
@@ -264,6 +283,11 @@ impl Random {
         Self(seed | 1)
     }
 
+    /// Always the same numbers.
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     /// A number from 0 to below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
@@ -276,6 +300,39 @@ impl Random {
 impl Default for Random {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Kills a process.
+pub fn kill(pid: u32) {
+    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.is_ok_and(|status| status.success()), "kill {pid}");
+}
+
+/// A small file system that fills up.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// One of `size`, such as `96m`.
+    pub fn new(size: &str) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(folder.path())
+            .status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mount a tmpfs");
+        Self(folder)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
 
