@@ -24,7 +24,12 @@ use solver::Builder;
 use store::Ref;
 use tokio::sync::OnceCell;
 
-use crate::{Engine, Job, capabilities, failure, journal::made_up_digest};
+use crate::{
+    Engine, Job,
+    attest::{Asked, ImageSource, Scope, Trace},
+    capabilities, failure,
+    journal::made_up_digest,
+};
 
 /// Largest file a frontend may read in one piece.
 const MAX_FILE: u64 = 128 << 20;
@@ -37,6 +42,7 @@ pub(crate) struct JobBridge {
     pub options: BTreeMap<String, String>,
     pub inputs: BTreeMap<String, pb::Definition>,
     pub caps: Arc<BTreeSet<String>>,
+    pub scope: Arc<Scope>,
 }
 
 /// A tree that is built when it is first needed.
@@ -44,7 +50,7 @@ pub(crate) struct LazyRef {
     engine: Arc<Engine>,
     job: Arc<Job>,
     builder: Builder<Worker>,
-    definition: Arc<pb::Definition>,
+    trace: Arc<Trace>,
     imports: Vec<CacheImport>,
     built: OnceCell<BuiltRef>,
 }
@@ -65,7 +71,14 @@ impl LazyRef {
 
     /// Builds it, or waits for whoever does.
     pub(crate) async fn built(&self) -> Result<&BuiltRef, FrontendError> {
-        self.built.get_or_try_init(|| self.build()).await
+        let built = self.built.get_or_try_init(|| self.build()).await?;
+        self.trace.set_built();
+        Ok(built)
+    }
+
+    /// What provenance knows of it.
+    pub(crate) fn trace(&self) -> &Arc<Trace> {
+        &self.trace
     }
 
     async fn build(&self) -> Result<BuiltRef, FrontendError> {
@@ -73,7 +86,7 @@ impl LazyRef {
             default_platform: &self.engine.worker().platforms[0],
             capabilities: Some(capabilities::LLB),
         };
-        let definition = llb::Definition::parse(&self.definition, &options)
+        let definition = llb::Definition::parse(&self.trace.definition, &options)
             .map_err(|error| FrontendError::new(error.to_string()))?;
         for vertex in definition.vertices() {
             if let Some(entitlement) = ops::needed_entitlement(vertex)
@@ -122,11 +135,17 @@ pub(crate) fn lazy(handle: &RefHandle) -> Result<Arc<LazyRef>, FrontendError> {
 
 impl JobBridge {
     /// A bridge for another frontend of the same build.
-    fn child(
+    pub(crate) fn child(
         &self,
+        frontend: &str,
         options: BTreeMap<String, String>,
         inputs: BTreeMap<String, pb::Definition>,
     ) -> Arc<Self> {
+        let asked = Asked {
+            frontend: frontend.to_owned(),
+            options: options.clone(),
+            inputs: inputs.clone(),
+        };
         Arc::new(Self {
             engine: self.engine.clone(),
             job: self.job.clone(),
@@ -134,16 +153,19 @@ impl JobBridge {
             options,
             inputs,
             caps: self.caps.clone(),
+            scope: self.scope.child(asked),
         })
     }
 
     fn handle(&self, definition: pb::Definition, imports: Vec<CacheImport>) -> RefHandle {
         let definition = Arc::new(definition);
+        let trace = Trace::new(definition.clone());
+        self.scope.add_trace(trace.clone());
         let lazy = LazyRef {
             engine: self.engine.clone(),
             job: self.job.clone(),
             builder: self.builder.clone(),
-            definition: definition.clone(),
+            trace,
             imports,
             built: OnceCell::new(),
         };
@@ -205,12 +227,16 @@ impl Bridge for JobBridge {
                 FrontendResult::single(Some(self.handle(definition, request.cache_imports)))
             }
             SolveWhat::Frontend { name, options, inputs } => {
-                self.engine.run_frontend(&name, self.child(options, inputs)).await?
+                let child = self.child(&name, options, inputs);
+                let result = self.engine.run_frontend(&name, child.clone()).await?;
+                self.scope.add_child(child.scope.clone());
+                result
             }
         };
         if request.evaluate {
             evaluate(&result).await?;
         }
+        self.engine.remember_request(&self.job, &self.scope, &result, request.evaluate).await;
         Ok(result)
     }
 
@@ -249,6 +275,15 @@ impl Bridge for JobBridge {
         match answer {
             Ok(meta) => {
                 journal.completed(&digest, false, None);
+                if let Some(image) = &meta.image {
+                    let (scheme, reference) = identifier.split_once("://").unwrap_or_default();
+                    self.scope.add_image(ImageSource {
+                        reference: reference.to_owned(),
+                        platform: request.platform.clone(),
+                        digest: image.digest.clone(),
+                        local: scheme != "docker-image",
+                    });
+                }
                 Ok(SourceMeta {
                     source: request.source,
                     image: meta
@@ -370,13 +405,20 @@ fn open(tree: &Tree, path: &str, flags: OFlags) -> Result<std::fs::File, std::io
     Ok(fd.into())
 }
 
-fn read_file(tree: &Tree, path: &str, range: Option<FileRange>) -> Result<Bytes, FrontendError> {
+/// A regular file of a tree, to be read.
+pub(crate) fn open_file(tree: &Tree, path: &str) -> Result<std::fs::File, FrontendError> {
     let failed = |error| io_error("open", path, error);
-    let mut file = open(tree, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
+    let file = open(tree, path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
         return Err(FrontendError::new(format!("{path} is not a regular file")));
     }
+    Ok(file)
+}
+
+fn read_file(tree: &Tree, path: &str, range: Option<FileRange>) -> Result<Bytes, FrontendError> {
+    let failed = |error| io_error("open", path, error);
+    let mut file = open_file(tree, path)?;
+    let metadata = file.metadata().map_err(failed)?;
     let range = range.unwrap_or(FileRange { offset: 0, length: 0 });
     let rest = metadata.len().saturating_sub(range.offset);
     let length = if range.length == 0 { rest } else { rest.min(range.length) };
@@ -418,7 +460,11 @@ fn stat_file(tree: &Tree, path: &str) -> Result<FileStat, FrontendError> {
     Ok(stat_of(&metadata, base::path::base(&base::path::clean(path)).to_owned(), String::new()))
 }
 
-fn read_dir(tree: &Tree, path: &str, include: &str) -> Result<Vec<FileStat>, FrontendError> {
+pub(crate) fn read_dir(
+    tree: &Tree,
+    path: &str,
+    include: &str,
+) -> Result<Vec<FileStat>, FrontendError> {
     use std::os::fd::AsRawFd as _;
     let failed = |error| io_error("open", path, error);
     let include = Patterns::new(Some(include)).map_err(|error| {

@@ -207,7 +207,7 @@ impl Engine {
 }
 
 /// Results by their stored names, also of imports.
-struct StoredResults<'a>(&'a Engine);
+pub(crate) struct StoredResults<'a>(pub(crate) &'a Engine);
 
 #[async_trait]
 impl Records for StoredResults<'_> {

@@ -20,6 +20,7 @@ use store::Ref;
 
 use crate::{
     CacheEntry, Containers, History, Job, Jobs, Journal, LogLimit,
+    attest::{self, Asked, BuildFacts, Provenance, Scope, Wanted},
     bridge::{self, JobBridge},
     cache, capabilities, failure, frontend_image,
     history::Ended,
@@ -30,6 +31,8 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(10);
 /// The newest 1.x release of the Dockerfile language that the built-in frontend equals.
 const DOCKERFILE_MINOR: u32 = 26;
+/// The same, as provenance says it.
+pub(crate) const DOCKERFILE_VERSION: &str = "1.26.0";
 /// How long a bridge call may come before its build.
 const REGISTRATION: Duration = Duration::from_secs(3);
 
@@ -100,6 +103,8 @@ pub struct Settings {
     pub history: crate::HistoryLimits,
     /// Whether the Dockerfile frontend may be used.
     pub dockerfile: bool,
+    /// Added to what provenance tells of the builder.
+    pub provenance: BTreeMap<String, serde_json::Value>,
     /// Whether frontends may be images, and which.
     pub frontend_images: FrontendImages,
     /// Folder for journals of builds under way; emptied at start.
@@ -116,6 +121,7 @@ pub struct Engine {
     pub(crate) solver: Solver<ops::Worker>,
     exporters: Exporters,
     pub(crate) settings: Settings,
+    pub(crate) requests: attest::Requests,
     caps: Arc<BTreeSet<String>>,
     runs: Mutex<BTreeMap<String, Arc<Run>>>,
     run_added: tokio::sync::Notify,
@@ -140,6 +146,7 @@ impl Engine {
             solver,
             jobs,
             caps: Arc::new(capabilities::LLB.iter().map(|cap| (*cap).to_owned()).collect()),
+            requests: attest::Requests::default(),
             runs: Mutex::default(),
             run_added: tokio::sync::Notify::new(),
             ended: tokio::sync::Notify::new(),
@@ -210,6 +217,7 @@ impl Engine {
     ) -> Result<BTreeMap<String, String>, FrontendError> {
         let exporters = self.check(&request)?;
         let caches = cache::exports(&request.cache_exports)?;
+        let wanted = Wanted::parse(&request.attrs)?;
         self.machine.executor.warm();
         let journal = Journal::create(&self.settings.journals, self.settings.log_limit)
             .map_err(|error| failure::internal("open the journal of a build", error))?;
@@ -219,15 +227,37 @@ impl Engine {
         let job = Job::new(id.clone(), request.session.clone(), journal, granted);
         self.jobs.add(&job)?;
         let solving = self.solver.job(id, job.clone());
-        let mut ending = Ending { engine: self.clone(), job: job.clone(), started: None };
+        let scope = Scope::of_build(request.work.asked(&request.attrs));
+        let facts = BuildFacts::new(request.compatibility);
+        let mut ending =
+            Ending { engine: self.clone(), job: job.clone(), started: None, statements: None };
         let outcome = async {
-            let running = self.start(&request, &job, &solving);
+            let running = self.start(&request, &job, &solving, &scope);
             if !request.internal {
                 ending.started = Some(self.history.started(&request));
             }
-            let result = running.await?;
+            let mut result = running.await?;
             bridge::evaluate(&result).await?;
-            self.export(&job, &request, exporters, caches, result).await
+            if let Some(sbom) = wanted.sbom.as_ref().filter(|_| !attest::has_sbom(&result)) {
+                let platforms = self.result_platforms(&result).await?;
+                let scanning = Scope::of_build(Asked::default());
+                let bridge = self.bridge(&request, &job, &solving, &scanning, BTreeMap::new());
+                self.scan(&bridge, sbom, &platforms, &mut result).await?;
+            }
+            let statements = Statements {
+                engine: self.clone(),
+                job: job.clone(),
+                scope: scope.clone(),
+                facts,
+                result: result.clone(),
+                builder_id: wanted.provenance.as_ref().map(|given| given.builder_id.clone()),
+                made: tokio::sync::OnceCell::new(),
+            };
+            let statements = Arc::new(statements);
+            if !request.internal {
+                ending.statements = Some(statements.clone());
+            }
+            self.export(&job, &request, exporters, caches, result, &wanted, &statements).await
         }
         .await;
         solving.discard();
@@ -266,6 +296,7 @@ impl Engine {
         request: &'a SolveRequest,
         job: &'a Arc<Job>,
         solving: &solver::Job<ops::Worker>,
+        scope: &Arc<Scope>,
     ) -> impl Future<Output = Result<FrontendResult, FrontendError>> + 'a {
         let inputs = match &request.work {
             Work::FrontendWithInputs(_, inputs) | Work::ClientSideWithInputs(inputs) => {
@@ -273,14 +304,7 @@ impl Engine {
             }
             _ => BTreeMap::new(),
         };
-        let bridge = Arc::new(JobBridge {
-            engine: self.clone(),
-            job: job.clone(),
-            builder: (**solving).clone(),
-            options: request.attrs.clone(),
-            inputs,
-            caps: self.caps.clone(),
-        });
+        let bridge = self.bridge(request, job, solving, scope, inputs);
         let client_side = match &request.work {
             Work::ClientSide | Work::ClientSideWithInputs(_) => {
                 let containers = Containers::new(self.clone(), job.clone());
@@ -310,11 +334,45 @@ impl Engine {
                     bridge.solve(frontend_api::SolveRequest { cache_imports, ..work }).await
                 }
                 Work::Frontend(name) | Work::FrontendWithInputs(name, _) => {
-                    self.run_frontend(name, bridge).await
+                    let (name, options) = canonical_frontend(name, &bridge.options);
+                    let child = bridge.child(&name, options, bridge.inputs.clone());
+                    let result = self.run_frontend(&name, child.clone()).await?;
+                    bridge.scope.add_child(child.scope.clone());
+                    Ok(result)
                 }
                 Work::ClientSide | Work::ClientSideWithInputs(_) => unreachable!("handled above"),
             }
         }
+    }
+
+    /// The bridge of a build as a whole.
+    fn bridge(
+        self: &Arc<Self>,
+        request: &SolveRequest,
+        job: &Arc<Job>,
+        solving: &solver::Job<ops::Worker>,
+        scope: &Arc<Scope>,
+        inputs: BTreeMap<String, pb::Definition>,
+    ) -> Arc<JobBridge> {
+        Arc::new(JobBridge {
+            engine: self.clone(),
+            job: job.clone(),
+            builder: (**solving).clone(),
+            options: request.attrs.clone(),
+            inputs,
+            caps: self.caps.clone(),
+            scope: scope.clone(),
+        })
+    }
+
+    /// The platforms of a result, as exporters see them.
+    async fn result_platforms(
+        &self,
+        result: &FrontendResult,
+    ) -> Result<Vec<exporter::PlatformResult>, FrontendError> {
+        let trees = export_result(result).await?;
+        let found = exporter::platforms(&trees, &bridge::default_platform(self));
+        found.map_err(|error| failure::from_export(&error))
     }
 
     pub(crate) async fn run_frontend(
@@ -373,10 +431,20 @@ impl Engine {
         exporters: Vec<Arc<dyn Exporter>>,
         caches: Vec<ExportOptions>,
         result: FrontendResult,
+        wanted: &Wanted,
+        statements: &Arc<Statements>,
     ) -> Result<Done, FrontendError> {
         let metadata = result.metadata.clone();
         let built = Arc::new(bridge::built(&result).await?);
-        let result = export_result(result).await?;
+        let attestations = result.attestations;
+        let result = FrontendResult { attestations: BTreeMap::new(), ..result };
+        let mut result = export_result(&result).await?;
+        for (platform, list) in &attestations {
+            result.attestations.insert(platform.clone(), attest::attestations(list).await?);
+        }
+        if let Some(options) = &wanted.provenance {
+            statements.add_to(&mut result, options).await?;
+        }
         let (inline, caches): (Vec<_>, Vec<_>) =
             caches.into_iter().partition(|options| options.to == ExportTo::Inline);
         let inline = inline.first().map(|_| self.inline_cache(&built));
@@ -528,6 +596,7 @@ struct Ending {
     engine: Arc<Engine>,
     job: Arc<Job>,
     started: Option<crate::history::Started>,
+    statements: Option<Arc<Statements>>,
 }
 
 impl Ending {
@@ -547,7 +616,8 @@ impl Ending {
                 Some(Err(error)) => Ended::Failure(error.clone()),
                 None => Ended::Failure(cancelled),
             };
-            self.engine.history.ended(started, &self.job, ended);
+            let statements = self.statements.take();
+            self.engine.history.ended(started, &self.job, ended, statements);
         }
         self.engine.ended.notify_waiters();
         let (jobs, job) = (self.engine.jobs.clone(), self.job.clone());
@@ -595,8 +665,10 @@ impl exporter::Progress for ExportProgress {
     }
 }
 
-async fn export_result(result: FrontendResult) -> Result<ExportResult, FrontendError> {
-    let mut exported = ExportResult { metadata: result.metadata, ..ExportResult::default() };
+/// The trees of a result with its metadata.
+async fn export_result(result: &FrontendResult) -> Result<ExportResult, FrontendError> {
+    let metadata = result.metadata.clone();
+    let mut exported = ExportResult { metadata, ..ExportResult::default() };
     match &result.refs {
         Refs::Single(reference) => exported.single = bridge::resolve(reference.as_ref()).await?,
         Refs::Map(map) => {
@@ -612,16 +684,126 @@ async fn export_result(result: FrontendResult) -> Result<ExportResult, FrontendE
             }
         }
     }
-    if let Some(item) = result.attestations.values().flatten().next() {
-        return Err(FrontendError::with_code(
-            Code::Unimplemented,
-            format!(
-                "attestations ({}) are not supported by this daemon yet; build without them",
-                item.predicate_type
-            ),
-        ));
-    }
     Ok(exported)
+}
+
+/// The Dockerfile frontend by its short name, if it was asked for the long way.
+fn canonical_frontend(
+    name: &str,
+    options: &BTreeMap<String, String>,
+) -> (String, BTreeMap<String, String>) {
+    let mut options = options.clone();
+    let replaced = options
+        .keys()
+        .any(|key| key == "context:dockerfile.v0" || key.starts_with("context:dockerfile.v0::"));
+    let source = options.get("source").map(String::as_str);
+    if name == "gateway.v0" && source == Some("dockerfile.v0") && !replaced {
+        options.remove("source");
+        return ("dockerfile.v0".to_owned(), options);
+    }
+    (name.to_owned(), options)
+}
+
+impl Work {
+    /// What is asked for, as provenance notes it.
+    fn asked(&self, attrs: &BTreeMap<String, String>) -> Asked {
+        let (frontend, inputs) = match self {
+            Self::ClientSide | Self::Definition(_) => ("", BTreeMap::new()),
+            Self::Frontend(name) => (name.as_str(), BTreeMap::new()),
+            Self::FrontendWithInputs(name, inputs) => (name.as_str(), inputs.clone()),
+            Self::ClientSideWithInputs(inputs) => ("", inputs.clone()),
+        };
+        let (frontend, options) = canonical_frontend(frontend, attrs);
+        Asked { frontend, options, inputs }
+    }
+}
+
+/// What the daemon itself has to say of a build's result.
+pub(crate) struct Statements {
+    engine: Arc<Engine>,
+    job: Arc<Job>,
+    scope: Arc<Scope>,
+    facts: Arc<BuildFacts>,
+    result: FrontendResult,
+    builder_id: Option<String>,
+    made: tokio::sync::OnceCell<BTreeMap<Option<String>, Arc<Provenance>>>,
+}
+
+impl Statements {
+    /// By platform; the only tree of a result is under `None`.
+    async fn provenance(
+        &self,
+    ) -> Result<&BTreeMap<Option<String>, Arc<Provenance>>, FrontendError> {
+        let make = || async {
+            let platforms = match &self.result.refs {
+                Refs::Map(_) => self.engine.result_platforms(&self.result).await?,
+                Refs::Single(_) => Vec::new(),
+            };
+            let Self { engine, job, scope, facts, result, .. } = self;
+            engine.provenance(job, scope, facts, result, &platforms).await
+        };
+        self.made.get_or_try_init(make).await
+    }
+
+    /// Provenance beside every tree of the result.
+    async fn add_to(
+        &self,
+        result: &mut ExportResult,
+        options: &attest::ProvenanceOptions,
+    ) -> Result<(), FrontendError> {
+        let all = self.provenance().await?;
+        let native = bridge::default_platform(&self.engine);
+        let platforms = exporter::platforms(result, &native)
+            .map_err(|error| failure::from_export(&error))?;
+        for platform in platforms {
+            let found = all.get(&Some(platform.id.clone())).or_else(|| all.get(&None));
+            let Some(provenance) = found.cloned() else { continue };
+            provenance.check(options)?;
+            let written = options.clone();
+            let predicate = exporter::Predicate::later(move || {
+                let (provenance, options) = (provenance.clone(), written.clone());
+                async move {
+                    let written = provenance.predicate(&options).await;
+                    written.map_err(|error| exporter::ExportError::Result {
+                        what: "provenance".into(),
+                        reason: error.message,
+                    })
+                }
+            });
+            result.attestations.entry(platform.id).or_default().push(exporter::Attestation {
+                predicate_type: options.predicate_type().to_owned(),
+                predicate,
+                subjects: Vec::new(),
+                path: options.file_name.clone(),
+                inline_only: options.inline_only,
+                core: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// What history keeps: everything, of every tree.
+    pub(crate) async fn for_history(&self) -> Vec<(Option<String>, Bytes)> {
+        let builder_id = self.builder_id.clone().unwrap_or_default();
+        let options = attest::ProvenanceOptions { builder_id, ..Default::default() };
+        let mut written = Vec::new();
+        let all = match self.provenance().await {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(build = %self.job.id, %error, "no provenance for history");
+                return written;
+            }
+        };
+        for (platform, provenance) in all {
+            match provenance.predicate(&options).await {
+                Ok(body) => written.push((platform.clone(), body)),
+                Err(error) => {
+                    tracing::warn!(build = %self.job.id, %error, "no provenance for history");
+                }
+            }
+        }
+        written
+    }
 }
 
 /// The built-in frontend, if `source` names a released version of the official Dockerfile frontend

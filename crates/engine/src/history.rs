@@ -21,12 +21,17 @@ use proto::control::{
 use store::{BlobInfo, Store, Table};
 use tokio::sync::{broadcast, watch};
 
-use crate::{Job, SolveRequest, Work, failure};
+use crate::{Job, SolveRequest, Work, engine::Statements, failure};
 
 /// Media type of a stored journal.
 const JOURNAL_TYPE: &str = "application/vnd.buildkit.status.v0";
 /// Media type of a stored error; misspelt on the wire.
 const ERROR_TYPE: &str = "application/vnd.googeapis.google.rpc.status+proto";
+
+/// Media type of a stored predicate.
+const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
+/// Predicate type of those.
+const PROVENANCE: &str = crate::attest::PROVENANCE_1;
 
 /// How much history is kept.
 #[derive(Debug, Clone, Copy)]
@@ -132,16 +137,40 @@ impl History {
     }
 
     /// Stores the record in the background; [`History::settled`] waits for it.
-    pub(crate) fn ended(self: &Arc<Self>, started: Started, job: &Arc<Job>, ended: Ended) {
+    pub(crate) fn ended(
+        self: &Arc<Self>,
+        started: Started,
+        job: &Arc<Job>,
+        ended: Ended,
+        statements: Option<Arc<Statements>>,
+    ) {
         self.pending.send_modify(|pending| *pending += 1);
         let (history, journal) = (self.clone(), job.journal.clone());
-        tokio::task::spawn_blocking(move || {
-            history.store_record(&started, &journal, ended);
+        tokio::spawn(async move {
+            let written = match &statements {
+                Some(statements) => statements.for_history().await,
+                None => Vec::new(),
+            };
+            // It holds the build's results.
+            drop(statements);
+            let keeper = history.clone();
+            let kept = tokio::task::spawn_blocking(move || {
+                keeper.store_record(&started, &journal, ended, &written);
+            });
+            if kept.await.is_err() {
+                tracing::error!("keeping a build's record broke off");
+            }
             history.pending.send_modify(|pending| *pending -= 1);
         });
     }
 
-    fn store_record(&self, started: &Started, journal: &crate::Journal, ended: Ended) {
+    fn store_record(
+        &self,
+        started: &Started,
+        journal: &crate::Journal,
+        ended: Ended,
+        provenance: &[(Option<String>, Bytes)],
+    ) {
         let Some(mut record) = self.state().active.get(&started.reference).cloned() else { return };
         record.completed_at = Some(SystemTime::now().into());
         let counts = journal.counts();
@@ -192,6 +221,25 @@ impl History {
                     }
                 }
             }
+        }
+        for (platform, body) in provenance {
+            let kept = self.blob(STATEMENT_TYPE, |out| std::io::Write::write_all(out, body));
+            let (descriptor, digest) = match kept {
+                Ok(kept) => kept,
+                Err(error) => {
+                    tracing::error!(%error, build = started.reference, "cannot keep provenance");
+                    continue;
+                }
+            };
+            pins.push(digest);
+            let kind = ("in-toto.io/predicate-type".to_owned(), PROVENANCE.to_owned());
+            let descriptor =
+                control::Descriptor { annotations: [kind].into(), ..descriptor };
+            let of = match platform {
+                Some(platform) => record.results.entry(platform.clone()).or_default(),
+                None => record.result.get_or_insert_default(),
+            };
+            of.attestations.push(descriptor);
         }
         self.store.pin(&pin(&started.reference), &pins);
         {

@@ -6,6 +6,7 @@
 //! gRPC servers or settings files: `rbuildd` turns both into requests and [`Settings`].
 //! Invariant: a job that ended, in whatever way, holds no containers, mounts or refs.
 
+mod attest;
 mod bridge;
 mod cache;
 mod capabilities;

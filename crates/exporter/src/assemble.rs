@@ -78,8 +78,9 @@ impl Assembled {
     }
 }
 
-/// What the platforms of a result are called, in order.
-pub(crate) fn platforms(
+/// What the platforms of a result are called, in order; `native` is the one of results that do
+/// not say.
+pub fn platforms(
     result: &ExportResult,
     native: &Platform,
 ) -> Result<Vec<PlatformResult>, ExportError> {
@@ -214,12 +215,8 @@ impl Assembly<'_> {
                 self.image(platform, for_platform, layers, &annotations, &mut holds).await?;
             if is_index && !attestations.is_empty() {
                 let image = &member.manifest;
-                statements.push(self.statements(
-                    &platform.platform,
-                    image,
-                    attestations,
-                    &mut holds,
-                )?);
+                let made = self.statements(&platform.platform, image, attestations, &mut holds);
+                statements.push(made.await?);
             }
             members.push(member);
         }
@@ -396,7 +393,7 @@ impl Assembly<'_> {
         layer
     }
 
-    fn statements(
+    async fn statements(
         &self,
         platform: &Platform,
         image: &Descriptor,
@@ -406,13 +403,15 @@ impl Assembly<'_> {
         let names = self.names.split(',').filter(|name| !name.is_empty());
         let own = names
             .map(|name| {
-                Ok(StatementSubject::new(attest::package_url(name, platform)?, image.digest))
+                let name = attest::package_url("docker", name, Some(platform))?;
+                Ok(StatementSubject::new(name, image.digest))
             })
             .collect::<Result<Vec<_>, ExportError>>()?;
-        let statements = attestations
-            .iter()
-            .map(|attestation| attest::statement(attestation, &own))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut statements = Vec::with_capacity(attestations.len());
+        for attestation in attestations {
+            let predicate = attestation.predicate.read().await?;
+            statements.push(attest::statement(attestation, &predicate, &own)?);
+        }
         let made = attest::documents(&statements, image, self.settled.oci, self.settled.artifact);
         let id = format!("exporting attestation manifest {}", made.manifest.0.digest);
         let _step = Step::begin(&self.request.progress, id);

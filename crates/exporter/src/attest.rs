@@ -13,6 +13,8 @@ use crate::{Attestation, ExportError, Subject, config::compact};
 const MAX_PREDICATE: usize = 40 << 20;
 const ARTIFACT_TYPE: &str = "application/vnd.docker.attestation.manifest.v1+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
+/// How a subject without a name is called.
+const NAMELESS: &str = "_";
 const ANNOTATION_PREDICATE: &str = "in-toto.io/predicate-type";
 
 /// A named thing a statement is about.
@@ -42,10 +44,11 @@ pub(crate) struct Statement {
 /// Statement of one attestation; `own` are the names of the artifact being exported.
 pub(crate) fn statement(
     attestation: &Attestation,
+    predicate: &[u8],
     own: &[StatementSubject],
 ) -> Result<Statement, ExportError> {
     let what = || format!("attestation {}", attestation.path);
-    if attestation.predicate.len() > MAX_PREDICATE {
+    if predicate.len() > MAX_PREDICATE {
         return Err(ExportError::result(what(), format!("exceeds {MAX_PREDICATE} bytes")));
     }
     let mut subject = Vec::new();
@@ -54,14 +57,22 @@ pub(crate) fn statement(
     }
     for entry in &attestation.subjects {
         match entry {
-            Subject::Own => subject.extend_from_slice(own),
+            Subject::Own { name } => {
+                for entry in own {
+                    subject.push(entry.clone());
+                    if !name.is_empty() && name != NAMELESS {
+                        subject.push(StatementSubject { name: name.clone(), ..entry.clone() });
+                    }
+                }
+            }
             Subject::Raw { name, digests } => {
                 let digest = digests
                     .iter()
                     .filter_map(|digest| digest.split_once(':'))
                     .map(|(algorithm, hex)| (algorithm.to_owned(), hex.to_owned()))
                     .collect();
-                subject.push(StatementSubject { name: name.clone(), digest });
+                let name = if name.is_empty() { NAMELESS } else { name };
+                subject.push(StatementSubject { name: name.to_owned(), digest });
             }
         }
     }
@@ -69,7 +80,7 @@ pub(crate) fn statement(
         kind: STATEMENT_TYPE,
         predicate_type: attestation.predicate_type.clone(),
         subject,
-        predicate: compact(&what(), &attestation.predicate)?,
+        predicate: compact(&what(), predicate)?,
     })
 }
 
@@ -149,18 +160,30 @@ fn image_config(layers: &[(Descriptor, Vec<u8>)]) -> Vec<u8> {
     })
 }
 
-/// `pkg:docker/NAME@TAG?platform=…`: how statements name an image.
-pub(crate) fn package_url(name: &str, platform: &Platform) -> Result<String, ExportError> {
+/// `pkg:<kind>/NAME@TAG?digest=…&platform=…`: how statements name an image.
+pub fn package_url(
+    kind: &str,
+    name: &str,
+    platform: Option<&Platform>,
+) -> Result<String, ExportError> {
     let reference = Reference::parse(name)?;
     let reference =
         if reference.digest().is_some() { reference } else { reference.with_default_tag() };
-    let mut qualifiers = Vec::new();
-    if let Some(digest) = reference.digest() {
-        qualifiers.push(format!("digest={}", query_escape(&digest.to_string())));
+    let mut url = format!("pkg:{kind}");
+    for part in reference.familiar_repository().split('/') {
+        url = format!("{url}/{}", query_escape(part));
     }
-    qualifiers.push(format!("platform={}", query_escape(&platform.normalize().format())));
-    let tag = reference.tag().map(|tag| format!("@{tag}")).unwrap_or_default();
-    Ok(format!("pkg:docker/{}{tag}?{}", reference.familiar_repository(), qualifiers.join("&")))
+    if let Some(tag) = reference.tag() {
+        // Tags have no character that needs escaping in a path.
+        url = format!("{url}@{tag}");
+    }
+    let digest = reference.digest().map(|digest| ("digest", digest.to_string()));
+    let platform = platform.map(|platform| ("platform", platform.normalize().format()));
+    for (at, (key, value)) in digest.into_iter().chain(platform).enumerate() {
+        let mark = if at == 0 { '?' } else { '&' };
+        url = format!("{url}{mark}{key}={}", query_escape(&value));
+    }
+    Ok(url)
 }
 
 fn query_escape(text: &str) -> String {
@@ -184,9 +207,9 @@ mod tests {
     #[test]
     fn package_urls() {
         let platform = Platform::new("linux", "amd64");
-        let url = |name: &str| package_url(name, &platform).unwrap();
+        let url = |name: &str| package_url("docker", name, Some(&platform)).unwrap();
         assert_eq!(url("alpine"), "pkg:docker/alpine@latest?platform=linux%2Famd64");
-        assert_eq!(url("h:5000/a/b:1"), "pkg:docker/h:5000/a/b@1?platform=linux%2Famd64");
+        assert_eq!(url("h:5000/a/b:1"), "pkg:docker/h%3A5000/a/b@1?platform=linux%2Famd64");
     }
 
     /// The old and the new form have the very bytes of the recorded exports.
@@ -227,12 +250,18 @@ mod tests {
             let recorded: Recorded = serde_json::from_slice(&read(statement_digest)).unwrap();
             let attestation = Attestation {
                 predicate_type: recorded.predicate_type,
-                predicate: recorded.predicate.get().to_owned().into(),
+                predicate: bytes::Bytes::new().into(),
                 subjects: Vec::new(),
                 path: "provenance.json".into(),
                 inline_only: false,
+                core: None,
             };
-            let made = documents(&[statement(&attestation, &[]).unwrap()], &image, true, artifact);
+            let made = documents(
+                &[statement(&attestation, recorded.predicate.get().as_bytes(), &[]).unwrap()],
+                &image,
+                true,
+                artifact,
+            );
             assert_eq!(made.layers[0].1, read(statement_digest));
             assert_eq!(made.config.1, read(&made.config.0.digest.hex()));
             assert_eq!(

@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use base::{Hasher, gojson, gomode};
+use bytes::Bytes;
 use futures_util::future::try_join_all;
 use session::{
     SendTree, Session,
@@ -192,15 +193,20 @@ pub(crate) async fn files(
     let extension = platform_in_names.then(|| folder_name(&platform.id));
     let prefix = options.attestation_prefix.clone();
     let inner = tree.clone();
+    let mut predicates = Vec::with_capacity(attestations.len());
+    for attestation in attestations {
+        let predicate = attestation.predicate.read().await?;
+        predicates.push((attestation, predicate));
+    }
     let statements =
-        blocking(move || statement_files(&*inner, &attestations, &prefix, extension, epoch));
+        blocking(move || statement_files(&*inner, &predicates, &prefix, extension, epoch));
     Ok(Arc::new(MergedTree::new(vec![tree, Arc::new(statements.await?)])))
 }
 
 /// Statement files about all regular files of a tree.
 fn statement_files(
     tree: &dyn FileTree,
-    attestations: &[Attestation],
+    attestations: &[(Attestation, Bytes)],
     prefix: &str,
     platform: Option<String>,
     epoch: Option<i64>,
@@ -223,7 +229,7 @@ fn statement_files(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let time = nanos(epoch.unwrap_or(i64::try_from(now).unwrap_or(0)));
     let (mut made, mut names) = (MemoryTree::new(), std::collections::BTreeSet::new());
-    for attestation in attestations {
+    for (attestation, predicate) in attestations {
         let mut name = format!("{prefix}{}", base::path::base(&attestation.path));
         if let Some(platform) = &platform {
             let (stem, extension) = match name.rfind('.') {
@@ -235,7 +241,7 @@ fn statement_files(
         if !names.insert(name.clone()) {
             return Err(ExportError::Conflict(format!("duplicate attestation path name {name}")));
         }
-        let body = gojson::to_vec(&statement(attestation, &own)?);
+        let body = gojson::to_vec(&statement(attestation, predicate, &own)?);
         let body: serde_json::Value =
             serde_json::from_slice(&body).map_err(|error| ExportError::result(&name, error))?;
         let stat = Stat { path: name, mode: 0o600, mod_time: time, ..Stat::default() };

@@ -22,11 +22,12 @@ mod rewrite;
 mod tarball;
 
 pub use annotations::{AnnotationKind, Annotations};
-pub use assemble::IMAGE_CONFIG;
+pub use assemble::{IMAGE_CONFIG, platforms};
+pub use attest::package_url;
 pub use error::ExportError;
 pub use options::ImageOptions;
 pub use registry::{Exporter, Exporters};
 pub use request::{
     Attestation, ExportRequest, ExportResult, Exported, Finish, InlineCache, PlatformResult,
-    Progress, Registries, Silent, Status, Step, Subject,
+    Predicate, Progress, Registries, Silent, Status, Step, Subject,
 };

@@ -78,20 +78,67 @@ pub struct Attestation {
     /// E.g. `https://slsa.dev/provenance/v1`.
     pub predicate_type: String,
     /// The predicate, JSON.
-    pub predicate: Bytes,
+    pub predicate: Predicate,
     /// Whom it is about; empty: the exported artifact.
     pub subjects: Vec<Subject>,
     /// File name in `local` and `tar` outputs.
     pub path: String,
     /// Only for images that inline it.
     pub inline_only: bool,
+    /// Lists of contents: the name that marks the main one.
+    pub core: Option<String>,
+}
+
+impl Attestation {
+    /// Whether it is the main list of contents.
+    pub fn is_core(&self) -> bool {
+        let name = base::path::base(&self.path);
+        let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
+        self.core.as_deref() == Some(stem)
+    }
+}
+
+/// JSON that may be written late: some statements tell of blobs that the export makes.
+#[derive(Clone)]
+pub struct Predicate(Arc<dyn Fn() -> Reading + Send + Sync>);
+
+type Reading = Pin<Box<dyn Future<Output = Result<Bytes, ExportError>> + Send>>;
+
+impl Predicate {
+    /// Written by `make` when it is needed, perhaps several times.
+    pub fn later<F>(make: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Bytes, ExportError>> + Send + 'static,
+    {
+        Self(Arc::new(move || Box::pin(make())))
+    }
+
+    /// The JSON.
+    pub async fn read(&self) -> Result<Bytes, ExportError> {
+        (self.0)().await
+    }
+}
+
+impl From<Bytes> for Predicate {
+    fn from(json: Bytes) -> Self {
+        Self::later(move || std::future::ready(Ok(json.clone())))
+    }
+}
+
+impl std::fmt::Debug for Predicate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Predicate")
+    }
 }
 
 /// What a statement is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// The artifact being exported.
-    Own,
+    Own {
+        /// A further name for it; mostly empty.
+        name: String,
+    },
     /// Something else, by digests.
     Raw {
         /// Its name.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -67,10 +67,14 @@ pub struct Config {
     pub policies: Vec<GcPolicy>,
     /// Limits of the default policies; 0 is their default.
     pub spaces: Spaces,
+    /// The most the state folder may take.
+    pub ceiling: Option<u64>,
     /// History kept.
     pub history: HistoryLimits,
     /// Whether the Dockerfile frontend is there.
     pub dockerfile: bool,
+    /// Added to what provenance tells of the builder.
+    pub provenance: BTreeMap<String, serde_json::Value>,
     /// Which images may be frontends.
     pub frontend_images: engine::FrontendImages,
     /// Registries by host.
@@ -93,6 +97,9 @@ pub struct Tls {
     /// Authority of clients' certificates; required.
     pub ca: Option<PathBuf>,
 }
+
+/// A lower ceiling is a mistake.
+const LOWEST_CEILING: u64 = 64 << 20;
 
 /// Limits of the default policies in bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -150,6 +157,7 @@ const KNOWN: &[&str] = &[
     "worker.oci.maxUsedSpace",
     "worker.oci.minFreeSpace",
     "worker.oci.gckeepstorage",
+    "worker.oci.ceiling",
     "worker.oci.gcpolicy",
     "worker.containerd.enabled",
     "proxyNetwork",
@@ -157,10 +165,10 @@ const KNOWN: &[&str] = &[
     "cdi.specDirs",
     "cdi.autoAllowed",
     "otel.socketPath",
+    "provenanceEnvDir",
 ];
 /// Keys of the original that are read by it but not here.
 const WITHOUT_EFFECT: &[&str] = &[
-    "provenanceEnvDir",
     "grpc.securityDescriptor",
     "system.platformsCacheMaxAge",
     "cache",
@@ -317,6 +325,14 @@ impl Config {
         if let Some(text) = &flags.oci_worker_gc_keepstorage {
             spaces = keep_storage(text)?;
         }
+        let ceiling = match &flags.oci_worker_ceiling {
+            Some(text) => disk_space(&Value::String(text.clone()), disk)
+                .context("--oci-worker-ceiling")?,
+            None => size(&oci.ceiling)?,
+        };
+        if (1..LOWEST_CEILING).contains(&ceiling) {
+            bail!("a ceiling of {ceiling} bytes leaves no room to build; give at least 64MB");
+        }
         let policies = oci
             .gcpolicy
             .into_iter()
@@ -377,12 +393,14 @@ impl Config {
             gc: flags.oci_worker_gc.or(oci.gc).unwrap_or(true),
             policies,
             spaces,
+            ceiling: (ceiling > 0).then_some(ceiling),
             history,
             dockerfile: file
                 .frontend
                 .get("dockerfile.v0")
                 .and_then(|one| one.enabled)
                 .unwrap_or(true),
+            provenance: provenance(file.provenance_folder.as_deref())?,
             frontend_images: match file.frontend.get("gateway.v0") {
                 Some(FrontendFile { enabled: Some(false), .. }) => engine::FrontendImages::Disabled,
                 Some(FrontendFile { allowed, .. }) if !allowed.is_empty() => {
@@ -405,6 +423,35 @@ impl Config {
             warnings,
         })
     }
+}
+
+/// What the files of a folder add to provenance; later files win.
+fn provenance(folder: Option<&Path>) -> anyhow::Result<BTreeMap<String, serde_json::Value>> {
+    const BUILT_IN: [&str; 3] = ["buildConfig", "builderPlatform", "platform"];
+    let folder = folder.unwrap_or(Path::new("/etc/buildkit/provenance.d"));
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => bail!("read {}: {error}", folder.display()),
+    };
+    let mut files = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("read {}", folder.display()))?;
+    files.retain(|path| path.extension().is_some_and(|it| it == "json") && path.is_file());
+    files.sort();
+    let mut all = BTreeMap::new();
+    for path in files {
+        let text =
+            std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let more: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&text)
+            .with_context(|| format!("failed to parse {}", path.display()))?;
+        all.extend(more);
+    }
+    if let Some(key) = BUILT_IN.iter().find(|key| all.contains_key(**key)) {
+        bail!("key {key:?} is builtin and not allowed to be modified in provenance config");
+    }
+    Ok(all)
 }
 
 /// Settings that ask for something this daemon does not have.
@@ -581,6 +628,8 @@ struct File {
     insecure_entitlements: Vec<String>,
     #[serde(rename = "proxyNetwork")]
     proxy_network: bool,
+    #[serde(rename = "provenanceEnvDir")]
+    provenance_folder: Option<PathBuf>,
     log: LogFile,
     grpc: GrpcFile,
     dns: DnsFile,
@@ -725,6 +774,7 @@ struct OciFile {
     #[serde(rename = "minFreeSpace")]
     min_free_space: Option<Value>,
     gckeepstorage: Option<Value>,
+    ceiling: Option<Value>,
     gcpolicy: Vec<PolicyFile>,
 }
 

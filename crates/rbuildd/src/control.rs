@@ -403,16 +403,6 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
     if wire.enable_session_exporter {
         return unsupported("choosing exporters after the build", "name the output in the request");
     }
-    for (key, value) in &wire.frontend_attrs {
-        let Some(kind) = key.strip_prefix("attest:") else { continue };
-        // A client's default attestation is only a wish; one that was asked for is not.
-        if !value.split(',').any(|field| field == "inline-only=true" || field == "disabled=true") {
-            return unsupported(
-                &format!("the {kind} attestation"),
-                "build with --provenance=false and without --sbom",
-            );
-        }
-    }
     let definition = wire.definition.filter(|definition| !definition.def.is_empty());
     let inputs = wire.frontend_inputs;
     let work = match (definition, wire.frontend.as_str(), inputs.is_empty()) {
@@ -482,9 +472,6 @@ mod tests {
             text,
             "unsupported compatibility-version 40: upgrade buildkit (max supported: 30)"
         );
-        let attrs = [("attest:sbom".to_owned(), String::new())].into();
-        let text = refused(wire::SolveRequest { frontend_attrs: attrs, ..Default::default() });
-        assert!(text.contains("sbom"), "{text}");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub async fn services(
     launcher: Launcher,
     idle: Arc<Idle>,
 ) -> anyhow::Result<Services> {
-    let policies = match config.policies.is_empty() {
+    let mut policies = match config.policies.is_empty() {
         true => {
             let given = |space: u64| (space > 0).then_some(space);
             store::default_policies(
@@ -76,11 +76,18 @@ pub async fn services(
         }
         false => config.policies.clone(),
     };
+    for policy in &mut policies {
+        // Collecting begins before work has to wait for it.
+        let most = config.ceiling.map_or(u64::MAX, |ceiling| ceiling / 10 * 8);
+        policy.max_used_space = policy.max_used_space.min(most);
+        policy.reserved_space = policy.reserved_space.min(most);
+    }
     let root = config.root.clone();
     let store_config = store::Config {
         snapshotter: config.snapshotter,
         policies: policies.clone(),
-        ..store::Config::new(&root)
+        ceiling: config.ceiling,
+        root: root.clone(),
     };
     let store = tokio::task::spawn_blocking(move || Store::open(store_config)).await??;
     let recovery = store.recovery();
@@ -140,6 +147,7 @@ pub async fn services(
         log_limit: log_limit()?,
         history: config.history,
         dockerfile: config.dockerfile,
+        provenance: config.provenance.clone(),
         frontend_images: config.frontend_images.clone(),
         journals,
         registries: Arc::new(move |group| registries(client.clone(), group)),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use base::Platform;
-use frontend_api::FrontendError;
+use frontend_api::{FrontendError, FrontendResult, RefHandle, Refs};
 use llb::pb::{self, op::Op};
 use source::{MetaRequest, SourceRequest};
 
@@ -152,9 +152,8 @@ impl Capture {
 
     fn add_blob(&mut self, blob: ImageSource) {
         let blobs = &mut self.sources.blobs;
-        if !blobs.iter().any(|known| {
-            known.reference == blob.reference && known.local == blob.local
-        }) {
+        if !blobs.iter().any(|known| known.reference == blob.reference && known.local == blob.local)
+        {
             blobs.push(blob);
         }
     }
@@ -294,6 +293,32 @@ impl Engine {
         Ok(capture)
     }
 
+    /// Remembers what led to a result, for builds that take it as an input.
+    pub(crate) async fn remember_request(
+        &self,
+        job: &Arc<Job>,
+        scope: &Arc<Scope>,
+        result: &FrontendResult,
+        evaluated: bool,
+    ) {
+        let handles: Vec<&RefHandle> = match &result.refs {
+            Refs::Single(single) => single.iter().collect(),
+            Refs::Map(map) => map.values().flatten().collect(),
+        };
+        for handle in handles {
+            let Ok(lazy) = bridge::lazy(handle) else { continue };
+            let Some(owner) = scope.find(lazy.trace()) else { continue };
+            let Some(asked) = &owner.asked else { continue };
+            // Sources only matter for where a context came from.
+            let has_context = asked.options.keys().any(|key| key.contains("context"));
+            let sources = match evaluated && has_context {
+                true => self.sources_of(job, lazy.trace()).await.unwrap_or_default().sources,
+                false => Sources::default(),
+            };
+            self.requests.add(&lazy.trace().definition, &owner, &sources);
+        }
+    }
+
     /// The sources of one graph.
     pub(super) async fn sources_of(
         &self,
@@ -415,9 +440,9 @@ fn of_platform(
     };
     let of_all = |reference: &str| {
         platforms.iter().all(|platform| {
-            images.iter().any(|image| {
-                image.reference == reference && is_for(image, &platform.platform)
-            })
+            images
+                .iter()
+                .any(|image| image.reference == reference && is_for(image, &platform.platform))
         })
     };
     let current = platforms.iter().find(|platform| platform.id == id).map(|it| &it.platform);
@@ -457,12 +482,16 @@ mod tests {
         };
         let digest = base::Digest::of("x");
         let mut sources = Sources::default();
-        for reference in [format!("docker.io/library/a:1@{digest}"), "docker.io/library/a:1".into()] {
+        for reference in [format!("docker.io/library/a:1@{digest}"), "docker.io/library/a:1".into()]
+        {
             sources.add_image(image(&reference));
         }
         sources.add_image(image(&format!("docker.io/library/b@{digest}")));
         sources.drop_repeated_images();
         let left: Vec<_> = sources.images.iter().map(|image| image.reference.clone()).collect();
-        assert_eq!(left, ["docker.io/library/a:1".to_owned(), format!("docker.io/library/b@{digest}")]);
+        assert_eq!(
+            left,
+            ["docker.io/library/a:1".to_owned(), format!("docker.io/library/b@{digest}")]
+        );
     }
 }

@@ -90,10 +90,8 @@ mod tests {
 
     #[test]
     fn through_untyped_maps() {
-        let value = serde_json::json!({"b": [{"z": 1, "a": 1_700_000_000_123_456_789_i64}], "a": -1});
-        assert_eq!(
-            untyped(value).to_string(),
-            r#"{"a":-1,"b":[{"a":1700000000123456800,"z":1}]}"#
-        );
+        let value =
+            serde_json::json!({"b": [{"z": 1, "a": 1_700_000_000_123_456_789_i64}], "a": -1});
+        assert_eq!(untyped(value).to_string(), r#"{"a":-1,"b":[{"a":1700000000123456800,"z":1}]}"#);
     }
 }

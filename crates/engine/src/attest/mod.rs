@@ -21,7 +21,7 @@ mod steps;
 
 pub(crate) use bundle::attestations;
 pub(crate) use options::Wanted;
-pub(crate) use predicate::{BuildFacts, Provenance, ProvenanceOptions};
+pub(crate) use predicate::{BuildFacts, PROVENANCE_1, Provenance, ProvenanceOptions};
 pub(crate) use request::Requests;
 pub(crate) use sbom::has_sbom;
 pub(crate) use scope::{Asked, ImageSource, Scope, Trace};

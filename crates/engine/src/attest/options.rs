@@ -48,8 +48,7 @@ impl Wanted {
 
 impl Sbom {
     fn parse(mut fields: BTreeMap<String, String>) -> Result<Self, FrontendError> {
-        let generator =
-            fields.remove("generator").unwrap_or_else(|| DEFAULT_SCANNER.to_owned());
+        let generator = fields.remove("generator").unwrap_or_else(|| DEFAULT_SCANNER.to_owned());
         if generator.is_empty() {
             return Err(bad("sbom generator cannot be empty".into()));
         }

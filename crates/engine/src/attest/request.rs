@@ -9,14 +9,11 @@ use llb::pb;
 use prost::Message as _;
 use serde_json::{Map, Value};
 
-use super::{
-    Asked, Scope,
-    capture::Sources,
-    json::Object,
-};
+use super::{Asked, Scope, capture::Sources, json::Object};
 
 /// Options that say something of the machine, not of the result.
-const HOST_OPTIONS: [&str; 4] = ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];
+const HOST_OPTIONS: [&str; 4] =
+    ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];
 
 /// Where the main input came from.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -115,14 +112,16 @@ impl Request {
         mut args: BTreeMap<String, String>,
         sources: &Sources,
     ) -> Self {
-        let given = |key: &str| args.get(key).is_some_and(|value| !value.is_empty());
+        let given = |args: &BTreeMap<String, String>, key: &str| {
+            args.get(key).is_some_and(|value| !value.is_empty())
+        };
         let context = match args.get("contextkey").filter(|key| !key.is_empty()) {
             Some(key) => key.clone(),
-            None if given("input:context") => "input:context".to_owned(),
+            None if given(&args, "input:context") => "input:context".to_owned(),
             None => "context".to_owned(),
         };
         let mut source = ConfigSource::default();
-        if given(&context) {
+        if given(&args, &context) {
             let text = args.remove(&context).unwrap_or_default();
             match sources.find(&text) {
                 Some((uri, digest)) => (source.uri, source.digest) = (uri, digest),
@@ -130,7 +129,7 @@ impl Request {
             }
             source.uri = redact(&source.uri);
         }
-        if given("filename") {
+        if given(&args, "filename") {
             source.path = args.remove("filename").unwrap_or_default();
         }
         let parameters =
@@ -246,7 +245,6 @@ fn head(definition: &pb::Definition) -> Option<String> {
     let terminal = pb::Op::decode(definition.def.last()?.clone()).ok()?;
     Some(terminal.inputs.first()?.digest.clone())
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -89,11 +89,7 @@ impl Scope {
     /// The scope of a frontend that this scope's owner runs.
     pub(crate) fn child(&self, asked: Asked) -> Arc<Self> {
         let root = self.root.as_ref().filter(|root| root.says_something()).or(self.asked.as_ref());
-        Arc::new(Self {
-            asked: Some(Arc::new(asked)),
-            root: root.cloned(),
-            seen: Mutex::default(),
-        })
+        Arc::new(Self { asked: Some(Arc::new(asked)), root: root.cloned(), seen: Mutex::default() })
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use base::Digest;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use frontend_api::FrontendError;
 use llb::pb;
 use prost::Message as _;
@@ -32,8 +32,9 @@ impl Steps {
         let mut ops = HashMap::with_capacity(definition.def.len());
         let mut terminal = None;
         for bytes in &definition.def {
-            let op = pb::Op::decode(bytes.clone())
-                .map_err(|error| FrontendError::new(format!("failed to parse llb proto op: {error}")))?;
+            let op = pb::Op::decode(bytes.clone()).map_err(|error| {
+                FrontendError::new(format!("failed to parse llb proto op: {error}"))
+            })?;
             let digest = Digest::of(bytes).to_string();
             terminal = Some(digest.clone());
             ops.insert(digest, op);
@@ -103,8 +104,10 @@ fn op_json(op: &pb::Op) -> Value {
         Some(Op::Source(source)) => {
             let mut object = Map::new();
             object.text("identifier", &source.identifier);
-            let attrs = source.attrs.iter().filter(|(key, _)| !SESSION_ATTRS.contains(&key.as_str()));
-            object.texts("attrs", &attrs.map(|(key, value)| (key.clone(), value.clone())).collect());
+            let attrs =
+                source.attrs.iter().filter(|(key, _)| !SESSION_ATTRS.contains(&key.as_str()));
+            object
+                .texts("attrs", &attrs.map(|(key, value)| (key.clone(), value.clone())).collect());
             kind.insert("source".into(), Value::Object(object));
         }
         Some(Op::File(file)) => {
@@ -221,7 +224,8 @@ fn meta_json(meta: &pb::Meta) -> Value {
     object.list("ulimit", limits.collect());
     object.text("cgroupParent", &meta.cgroup_parent);
     object.flag("removeMountStubsRecursive", meta.remove_mount_stubs_recursive);
-    object.list("validExitCodes", meta.valid_exit_codes.iter().map(|code| (*code).into()).collect());
+    object
+        .list("validExitCodes", meta.valid_exit_codes.iter().map(|code| (*code).into()).collect());
     Value::Object(object)
 }
 

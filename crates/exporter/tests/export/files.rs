@@ -77,10 +77,11 @@ async fn tar_with_statements() {
         "linux/amd64".into(),
         vec![Attestation {
             predicate_type: "t".into(),
-            predicate: Bytes::from_static(b"{}"),
+            predicate: Bytes::from_static(b"{}").into(),
             subjects: Vec::new(),
             path: "/deep/statement.json".into(),
             inline_only: false,
+            core: None,
         }],
     );
     let attrs = [("attestation-prefix", "p-"), ("source-date-epoch", "7")];

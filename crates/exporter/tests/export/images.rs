@@ -136,10 +136,11 @@ async fn platforms_and_statements_make_an_index() {
     let mut result = two_platforms(&amd, &arm);
     let statement = Attestation {
         predicate_type: "https://slsa.dev/provenance/v1".into(),
-        predicate: Bytes::from_static(br#"{ "b": 1, "a": "<" }"#),
+        predicate: Bytes::from_static(br#"{ "b": 1, "a": "<" }"#).into(),
         subjects: Vec::new(),
         path: "provenance.json".into(),
         inline_only: true,
+            core: None,
     };
     result.attestations.insert("linux/amd64".into(), vec![statement]);
     let attrs = [

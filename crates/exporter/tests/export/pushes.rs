@@ -36,10 +36,11 @@ async fn index_with_everything_below_it() {
     let mut result = two_platforms(&amd, &arm);
     let statement = Attestation {
         predicate_type: "t".into(),
-        predicate: Bytes::from_static(b"{}"),
+        predicate: Bytes::from_static(b"{}").into(),
         subjects: Vec::new(),
         path: "s".into(),
         inline_only: false,
+            core: None,
     };
     result.attestations.insert("linux/arm64".into(), vec![statement]);
     let attrs = [("name", "h.io/multi:1"), ("push", "")];
