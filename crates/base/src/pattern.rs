@@ -57,7 +57,8 @@ impl Patterns {
                 Some(rest) => (true, rest.to_owned()),
                 None => (false, cleaned),
             };
-            glob_match(&text, ".")?;
+            // Only as much of it is checked as a match looks at.
+            go_match(&text.chars().collect::<Vec<char>>(), &['.'], false)?;
             let rule = compile(&text)?;
             list.push(Pattern { text, exception, rule });
         }
@@ -129,9 +130,6 @@ impl Pattern {
 }
 
 fn compile(text: &str) -> Result<Rule, PatternError> {
-    let chars: Vec<char> = text.chars().collect();
-    let mut regex = String::from("^");
-    let mut kind = Kind::Exact;
     #[derive(PartialEq)]
     enum Kind {
         Exact,
@@ -139,6 +137,10 @@ fn compile(text: &str) -> Result<Rule, PatternError> {
         Suffix,
         Regex,
     }
+    // A mark of byte order at the start counts for exact matches only.
+    let chars: Vec<char> = text.strip_prefix('\u{feff}').unwrap_or(text).chars().collect();
+    let mut regex = String::from("^");
+    let mut kind = Kind::Exact;
     let mut at = 0;
     while at < chars.len() {
         let char = chars[at];
@@ -149,15 +151,13 @@ fn compile(text: &str) -> Result<Rule, PatternError> {
                 if chars.get(at + 1) == Some(&'/') {
                     at += 1;
                 }
-                if at + 1 >= chars.len() {
-                    if kind == Kind::Exact {
-                        kind = Kind::Prefix;
-                    } else {
-                        regex.push_str(".*");
-                        kind = Kind::Regex;
-                    }
-                } else {
+                if at + 1 < chars.len() {
                     regex.push_str("(.*/)?");
+                    kind = Kind::Regex;
+                } else if kind == Kind::Exact {
+                    kind = Kind::Prefix;
+                } else {
+                    regex.push_str(".*");
                     kind = Kind::Regex;
                 }
                 if first {
@@ -172,28 +172,21 @@ fn compile(text: &str) -> Result<Rule, PatternError> {
                 regex.push_str("[^/]");
                 kind = Kind::Regex;
             }
-            '.' | '$' => {
-                regex.push('\\');
-                regex.push(char);
-            }
+            '.' | '+' | '(' | ')' | '$' => regex.extend(['\\', char]),
             '\\' => match chars.get(at + 1) {
                 Some(next) => {
-                    regex.push_str(&regex::escape(&next.to_string()));
+                    regex.extend(['\\', *next]);
                     kind = Kind::Regex;
                     at += 1;
                 }
-                None => regex.push_str("\\\\"),
+                None => regex.push('\\'),
             },
             '[' | ']' => {
                 regex.push(char);
                 kind = Kind::Regex;
             }
-            '(' | ')' | '{' | '}' | '+' | '|' | '^' | '#' | '&' | '~'
-                if kind_is_literal(&chars, at) =>
-            {
-                regex.push('\\');
-                regex.push(char);
-            }
+            // `|`, `^` and `{2}` keep their meaning in regular expressions: the original forgets
+            // to escape them, and files that rely on it exist.
             other => regex.push(other),
         }
         at += 1;
@@ -201,41 +194,103 @@ fn compile(text: &str) -> Result<Rule, PatternError> {
     match kind {
         Kind::Exact => Ok(Rule::Exact),
         Kind::Prefix => Ok(Rule::Prefix(text[..text.len() - 2].to_owned())),
-        Kind::Suffix if !text[2..].contains(['*', '?', '[', ']', '\\', '.', '$']) => {
+        Kind::Suffix => {
             let suffix = text[2..].to_owned();
             Ok(Rule::Suffix { alone: suffix.strip_prefix('/').map(str::to_owned), suffix })
         }
-        _ => {
+        Kind::Regex => {
             regex.push('$');
+            let regex = from_go(&regex).ok_or(PatternError::Syntax)?;
             Ok(Rule::Regex(Regex::new(&regex).map_err(|_| PatternError::Syntax)?))
         }
     }
 }
 
-/// Whether the character at `at` stands outside a bracket expression.
-fn kind_is_literal(chars: &[char], at: usize) -> bool {
-    let mut inside = false;
-    let mut index = 0;
-    while index < at {
-        match chars[index] {
-            '\\' => index += 1,
-            '[' if !inside => inside = true,
-            ']' if inside => inside = false,
-            _ => {}
+/// A regular expression in Go's syntax, as far as patterns become one, in this library's.
+fn from_go(regex: &str) -> Option<String> {
+    let chars: Vec<char> = regex.chars().collect();
+    let mut out = String::new();
+    let mut at = 0;
+    let mut class_start = None;
+    while let Some(char) = chars.get(at) {
+        let first_in_class = class_start.is_some_and(|start| at == start);
+        match char {
+            '\\' => {
+                at += 1;
+                out.push_str(&escape(*chars.get(at)?)?);
+            }
+            '[' if class_start.is_none() => {
+                out.push('[');
+                if chars.get(at + 1) == Some(&'^') {
+                    out.push('^');
+                    at += 1;
+                }
+                class_start = Some(at + 1);
+            }
+            ']' if class_start.is_some() && !first_in_class => {
+                out.push(']');
+                class_start = None;
+            }
+            // These have no meaning in a class there.
+            '[' | ']' | '&' | '~' if class_start.is_some() => out.extend(['\\', *char]),
+            '-' if class_start.is_some() && (first_in_class || chars.get(at + 1) == Some(&'-')) => {
+                out.push_str("\\-");
+            }
+            ']' => out.push_str("\\]"),
+            '{' if class_start.is_none() && !is_repetition(&chars[at..]) => out.push_str("\\{"),
+            '}' if class_start.is_none()
+                && !out.ends_with(|last: char| last.is_ascii_digit() || last == ',') =>
+            {
+                out.push_str("\\}");
+            }
+            other => out.push(*other),
         }
-        index += 1;
+        at += 1;
     }
-    !inside
+    Some(out)
+}
+
+/// What Go takes an escaped character for.
+fn escape(char: char) -> Option<String> {
+    Some(match char {
+        'd' => "[0-9]".to_owned(),
+        'D' => "[^0-9]".to_owned(),
+        's' => "[\\t\\n\\f\\r ]".to_owned(),
+        'S' => "[^\\t\\n\\f\\r ]".to_owned(),
+        'w' => "[0-9A-Za-z_]".to_owned(),
+        'W' => "[^0-9A-Za-z_]".to_owned(),
+        'b' | 'B' => format!("(?-u:\\{char})"),
+        'a' | 'f' | 'n' | 'r' | 't' | 'v' | 'A' | 'z' => format!("\\{char}"),
+        other if other.is_ascii_alphanumeric() || !other.is_ascii() => return None,
+        other => regex::escape(&other.to_string()),
+    })
+}
+
+/// Whether `{…` repeats what is before it: `{2}`, `{2,}` or `{2,3}`.
+fn is_repetition(chars: &[char]) -> bool {
+    let Some(end) = chars.iter().position(|char| *char == '}') else { return false };
+    let inside: String = chars[1..end].iter().collect();
+    let number = |text: &str| {
+        !text.is_empty() && text.len() < 5 && text.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    match inside.split_once(',') {
+        Some((least, most)) => number(least) && (most.is_empty() || number(most)),
+        None => number(&inside),
+    }
 }
 
 /// Go's `path.Match`: `*` and `?` do not cross `/`, `[a-z]` and `[^a]` classes, `\` escapes.
 pub fn glob_match(pattern: &str, name: &str) -> Result<bool, PatternError> {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
-    go_match(&pattern, &name)
+    go_match(&pattern, &name, true)
 }
 
-fn go_match(mut pattern: &[char], mut name: &[char]) -> Result<bool, PatternError> {
+fn go_match(
+    mut pattern: &[char],
+    mut name: &[char],
+    check_rest: bool,
+) -> Result<bool, PatternError> {
     'pattern: while !pattern.is_empty() {
         let (star, chunk, rest) = scan_chunk(pattern);
         pattern = rest;
@@ -262,7 +317,7 @@ fn go_match(mut pattern: &[char], mut name: &[char]) -> Result<bool, PatternErro
                 index += 1;
             }
         }
-        while !pattern.is_empty() {
+        while check_rest && !pattern.is_empty() {
             let (_, chunk, rest) = scan_chunk(pattern);
             pattern = rest;
             match_chunk(chunk, &[])?;
@@ -408,6 +463,12 @@ mod tests {
             (vec!["**/file"], "a/file", true),
             (vec!["**/file"], "file", true),
             (vec!["**file"], "a/xfile", true),
+            (vec!["**.log"], "a/x.log", true),
+            (vec!["a|b*"], "bc", true),
+            (vec!["[a&&b]"], "&", true),
+            (vec!["x{2}?"], "xxy", true),
+            (vec!["*{x}"], "a{x}", true),
+            (vec!["x\\d*"], "x1", true),
             (vec!["a**/*.txt"], "abc/d.txt", true),
             (vec!["**/*.go", "!x/y.go"], "x/y.go", false),
             (vec!["node_modules"], "node_modules/a/b", true),

@@ -135,7 +135,18 @@ impl Platform {
             },
             None => (parts[0], ""),
         };
-        if !valid(os) || parts[1..].iter().any(|part| !valid(part)) {
+        let options_valid = |text: &str| {
+            let mut parts = text.split('+');
+            let letters = |part: &str| {
+                part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.%-".contains(&b))
+            };
+            parts.next().is_none_or(letters) && parts.all(|part| !part.is_empty() && letters(part))
+        };
+        if !valid(os)
+            || os.contains('.')
+            || !options_valid(options)
+            || parts[1..].iter().any(|part| !valid(part))
+        {
             return fail(
                 "a platform is os, arch, os/arch or os/arch/variant in letters, digits, `_`, `.`, `-`",
             );
@@ -157,7 +168,7 @@ impl Platform {
                     return Ok(platform);
                 }
                 let (architecture, variant) = normalize_arch(os, "");
-                if KNOWN_ARCH.contains(&architecture.as_str()) {
+                if KNOWN_ARCH.contains(&architecture.as_str()) && os == parts[0] {
                     platform.os = Self::host().os;
                     platform.variant = if architecture == "arm" && variant == "v7" {
                         String::new()

@@ -22,8 +22,14 @@ impl Lines {
         Self { first: line, last: line }
     }
 
+    /// A place in the file without lines, as images have that only a mount names.
+    pub const NOWHERE: Self = Self { first: u32::MAX, last: 0 };
+
     /// One wire range a line.
     pub fn to_ranges(self) -> Vec<llb::pb::Range> {
+        if self == Self::NOWHERE {
+            return Vec::new();
+        }
         let at = |line: u32| Some(llb::pb::Position { line: line as i32, character: 0 });
         (self.first..=self.last.max(self.first))
             .map(|line| llb::pb::Range { start: at(line), end: at(line) })

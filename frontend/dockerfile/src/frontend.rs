@@ -22,7 +22,7 @@ use crate::context::{Client, DockerfileSource};
 use crate::error::{Error, Kind, Lines, Result};
 use crate::lint::{Finding, Linter};
 use crate::lower::{self, Converted, Request};
-use crate::{parser, requests, sbom};
+use crate::{parser, requests, sbom, text};
 
 /// The Dockerfile frontend, `dockerfile.v0`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -112,8 +112,8 @@ async fn hand_over(
     cmdline: &str,
 ) -> Result<FrontendResult, FrontendError> {
     let mut options = client.options.raw().clone();
-    options.insert("cmdline".to_owned(), cmdline.to_owned());
-    options.insert("source".to_owned(), reference.to_owned());
+    options.insert("cmdline".to_owned(), text::lossy(cmdline));
+    options.insert("source".to_owned(), text::lossy(reference));
     let inputs = client.bridge.inputs().await?;
     let what = SolveWhat::Frontend { name: "gateway.v0".to_owned(), options, inputs };
     client.bridge.solve(SolveRequest { what, ..SolveRequest::default() }).await
@@ -192,10 +192,7 @@ async fn build_one(
     let config = lower::lint_config(client, &source.data)?;
     let mut linter = if first { Linter::new(config) } else { Linter::silent() };
     let converted = lower::convert(client, source, &request, &mut linter).await;
-    for finding in linter.findings() {
-        // A client that cannot show remarks is none the worse.
-        let _ = client.bridge.warn(warning(finding, source)).await;
-    }
+    warn(client, source, &linter).await;
     let converted = converted?;
     let definition = converted.definition()?;
     let what = SolveWhat::Definition(definition);
@@ -236,6 +233,14 @@ fn named(wanted: Platform, image: &Platform) -> NamedPlatform {
         platform = platform.normalize();
     }
     NamedPlatform { id, platform }
+}
+
+/// Tells the client what lint found.
+pub(crate) async fn warn(client: &Client, source: &DockerfileSource, linter: &Linter) {
+    for finding in linter.findings() {
+        // A client that cannot show remarks is none the worse.
+        let _ = client.bridge.warn(warning(finding, source)).await;
+    }
 }
 
 fn warning(finding: &Finding, source: &DockerfileSource) -> Warning {

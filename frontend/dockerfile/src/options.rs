@@ -270,10 +270,11 @@ fn resources(raw: &BTreeMap<String, String>) -> Result<Option<pb::LinuxResources
     Ok((resources != pb::LinuxResources::default()).then_some(resources))
 }
 
-/// `0-3,5`, no index above 8192.
+/// `0-3,5`, no index above 8192; empty parts are passed over.
 fn is_cpuset(value: &str) -> bool {
-    let index = |text: &str| text.parse::<u32>().ok().filter(|index| *index <= 8192);
-    value.split(',').all(|part| match part.split_once('-') {
+    let index = |text: &str| text.trim().parse::<u32>().ok().filter(|index| *index <= 8192);
+    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.into_iter().all(|part| match part.split_once('-') {
         None => index(part).is_some(),
         Some((first, last)) => matches!((index(first), index(last)), (Some(a), Some(b)) if a <= b),
     })

@@ -16,6 +16,7 @@ const DEFAULT_DOMAIN: &str = "docker.io";
 /// A normalised image reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reference {
+    /// Empty if the first part looks like one and is none.
     domain: String,
     path: String,
     tag: Option<String>,
@@ -51,7 +52,7 @@ impl Reference {
         }
         let parsed = Plain::parse(&format!("{domain}/{rest}"))?;
         Ok(Self {
-            domain: parsed.domain.ok_or(ParseReferenceError)?,
+            domain: parsed.domain.unwrap_or_default(),
             path: parsed.path,
             tag: parsed.tag,
             digest: parsed.digest,
@@ -92,7 +93,10 @@ impl Reference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.domain, self.path)?;
+        if !self.domain.is_empty() {
+            write!(f, "{}/", self.domain)?;
+        }
+        f.write_str(&self.path)?;
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }

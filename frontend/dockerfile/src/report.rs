@@ -40,7 +40,7 @@ pub fn excerpt(filename: &str, data: &[u8], lines: Lines) -> String {
 pub fn explain(error: &Error, filename: &str, data: &[u8]) -> String {
     let mut out = format!("{error}\n");
     let text = String::from_utf8_lossy(data);
-    for lines in &error.locations {
+    for lines in error.locations.iter().filter(|lines| **lines != Lines::NOWHERE) {
         let Some(line) = text.split('\n').nth(lines.first.saturating_sub(1) as usize) else {
             continue;
         };

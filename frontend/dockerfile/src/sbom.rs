@@ -8,7 +8,7 @@ use base::Platform;
 use frontend_api::{Attestation, AttestationKind, SolveRequest};
 use llb::build::{Exec, FileAction, Meta, Mkdir, Mount, MountKind, Source};
 
-use crate::context::{Client, Resolve};
+use crate::context::{Client, Resolve, head};
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::lower::{Converted, Env, write};
@@ -37,7 +37,11 @@ impl Scanner {
                 reference: wanted.generator.clone(),
                 platform: Some(platform.clone()),
                 log_name: String::new(),
-                mode: client.options.resolve_mode.as_str(),
+                // Nothing rather than the default if no mode was asked for.
+                mode: match client.options.get("image-resolve-mode") {
+                    None | Some("") => "",
+                    Some(_) => client.options.resolve_mode.as_str(),
+                },
                 store: None,
             })
             .await?;
@@ -63,7 +67,8 @@ impl Scanner {
     ) -> Result<Attestation> {
         let extras = converted.scans.clone();
         let ignore_cache = converted.ignore_cache;
-        let (mut graph, target, options) = converted.into_graph();
+        let (mut graph, target, mut options) = converted.into_graph();
+        options.platform = None;
         let meta = Meta::default().with_platform(self.platform.clone());
         let root = graph.source(Source::image(&self.reference), meta);
         let below = |folder: &str, name: &str| format!("{SOURCES}/{folder}/{name}");
@@ -102,7 +107,11 @@ impl Scanner {
         let name = format!("[{id}] generating sbom using {}", self.reference);
         let meta = Meta { ignore_cache, ..Meta::named(name).with_platform(self.platform.clone()) };
         let outputs = graph.exec(exec, meta);
-        let definition = write(&graph, outputs.mounts[0], &options)?;
+        let mut definition = write(&graph, outputs.mounts[0], &options)?;
+        // Scanners are written for daemons that do not say what they can do.
+        if let Some(metadata) = definition.metadata.get_mut(&head(&definition)) {
+            metadata.caps.remove("exec.meta.setsdefaultpath");
+        }
         let request = SolveRequest::definition(definition);
         let solved = client.bridge.solve(request).await.map_err(Error::bridge)?;
         Ok(Attestation {

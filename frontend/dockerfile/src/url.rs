@@ -36,10 +36,11 @@ impl Url {
         if !user.bytes().all(is_user) {
             return None;
         }
+        let scheme = scheme.to_ascii_lowercase();
         Some(Self {
-            scheme: scheme.to_ascii_lowercase(),
+            scheme,
             user: user.to_owned(),
-            host: decode_host(host)?,
+            host: decode_host(&scheme, host)?,
             path: decode(raw_path, false)?,
             raw_path: raw_path.to_owned(),
             // A broken query is as good as none, as in the official parser.
@@ -50,7 +51,10 @@ impl Url {
 
     /// The URL up to the path.
     pub fn without_query_and_fragment(&self) -> String {
-        let mut out = format!("{}://", self.scheme);
+        let mut out = format!("{}:", self.scheme);
+        if !(self.user.is_empty() && self.host.is_empty() && self.path.is_empty()) {
+            out.push_str("//");
+        }
         if !self.user.is_empty() {
             let parts: Vec<String> = self.user.splitn(2, ':').map(escape_user).collect();
             out.push_str(&parts.join(":"));
@@ -96,9 +100,23 @@ fn escape_user(part: &str) -> String {
 }
 
 /// Escapes stand for bytes above ASCII only; a port is digits.
-fn decode_host(host: &str) -> Option<String> {
-    let after = host.rfind(']').map_or(0, |at| at + 1);
-    let port = host[after..].rfind(':').map_or("", |at| &host[after + at + 1..]);
+fn decode_host(scheme: &str, host: &str) -> Option<String> {
+    let port = match (host.rfind('['), host.rfind(']')) {
+        (None, None) => {
+            // Lists of hosts with ports are not refused where they were in use.
+            let web = matches!(scheme, "http" | "https");
+            let colon = if web { host.find(':') } else { host.rfind(':') };
+            colon.map_or("", |at| &host[at + 1..])
+        }
+        (Some(0), Some(end)) => {
+            let address =
+                host[1..end].split_once('%').map_or(&host[1..end], |(address, _)| address);
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            let after = &host[end + 1..];
+            if after.is_empty() { "" } else { after.strip_prefix(':')? }
+        }
+        _ => return None,
+    };
     if !port.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

@@ -22,6 +22,7 @@ use llb::pb;
 use crate::error::{Error, Result};
 use crate::options::Options;
 
+pub use ignore::patterns as ignore_patterns;
 pub use images::{Resolve, ResolvedImage};
 pub use main::{MainContext, MainSource};
 pub use named::{Loaded, LocalFolder, NamedContext, NamedSource};
@@ -211,7 +212,7 @@ pub(crate) fn marshal(graph: &Graph, output: Option<Output>) -> Result<pb::Defin
 }
 
 /// The vertex a definition leads to.
-fn head(definition: &pb::Definition) -> String {
+pub(crate) fn head(definition: &pb::Definition) -> String {
     use prost::Message as _;
     let terminal = definition.def.last().and_then(|bytes| pb::Op::decode(bytes.clone()).ok());
     terminal.and_then(|op| op.inputs.first().map(|input| input.digest.clone())).unwrap_or_default()

@@ -70,9 +70,8 @@ impl Lowering<'_> {
         let answers = join_all(open.iter().map(|(id, needed)| self.ask_base(*id, *needed))).await;
         for ((id, _), answer) in open.into_iter().zip(answers) {
             let lines = self.stages[id].source.lines;
-            let locate = |error: Error| if lines.first > 0 { error.at(lines) } else { error };
             let set = answer.and_then(|answer| self.set_base(id, answer));
-            set.map_err(locate)?;
+            set.map_err(|error| error.at(lines))?;
             let stage = &mut self.stages[id];
             stage.dispatched |= stage.unregistered;
         }

@@ -250,7 +250,7 @@ impl<'a> Lowering<'a> {
             Command::Run(run) => {
                 let froms = run.mount_sources.iter();
                 let froms = froms.map(|from| if from.is_empty() { "scratch" } else { from });
-                froms.map(|from| self.stage_or_image(from, Lines::default())).collect()
+                froms.map(|from| self.stage_or_image(from, Lines::NOWHERE)).collect()
             }
             _ => Vec::new(),
         };
@@ -368,9 +368,7 @@ impl<'a> Lowering<'a> {
 
     /// Where an operation comes from.
     fn located(&self, mut meta: Meta, lines: Lines) -> Meta {
-        if lines.first > 0 {
-            meta.locations.push((self.file, lines.to_ranges()));
-        }
+        meta.locations.push((self.file, lines.to_ranges()));
         meta
     }
 }

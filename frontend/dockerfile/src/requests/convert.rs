@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json as object};
 use super::{Metadata, documents, json};
 use crate::context::{Client, DockerfileSource};
 use crate::error::Result;
+use crate::frontend::warn;
 use crate::lint::Linter;
 use crate::lower::{self, Request};
 use crate::protojson;
@@ -18,8 +19,9 @@ use crate::protojson;
 pub(super) async fn answer(client: &Client, source: &DockerfileSource) -> Result<FrontendResult> {
     let config = lower::lint_config(client, &source.data)?;
     let mut linter = Linter::new(config);
-    let converted = lower::convert(client, source, &Request::default(), &mut linter).await?;
-    let definition = converted.definition()?;
+    let converted = lower::convert(client, source, &Request::default(), &mut linter).await;
+    warn(client, source, &linter).await;
+    let definition = converted?.definition()?;
     let mut ops = BTreeMap::new();
     for bytes in &definition.def {
         if let Ok(op) = pb::Op::decode(bytes.clone()) {

@@ -98,6 +98,7 @@ pub(super) async fn answer(client: &Client, source: &DockerfileSource) -> Result
 pub fn merged(locations: &[Lines]) -> Vec<Lines> {
     let mut sorted: Vec<Lines> = locations
         .iter()
+        .filter(|lines| **lines != Lines::NOWHERE)
         .flat_map(|lines| (lines.first..=lines.last.max(lines.first)).map(Lines::one))
         .collect();
     sorted.sort();

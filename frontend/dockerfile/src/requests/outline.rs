@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Base64, Location, documents, json, table};
 use crate::context::{Client, DockerfileSource};
 use crate::error::Result;
-use crate::frontend::location;
+use crate::frontend::{location, warn};
 use crate::lint::Linter;
 use crate::lower::outline::{ArgInfo, Outline, Required};
 use crate::lower::{self, Request};
@@ -49,8 +49,9 @@ struct Need {
 pub(super) async fn answer(client: &Client, source: &DockerfileSource) -> Result<FrontendResult> {
     let config = lower::lint_config(client, &source.data)?;
     let mut linter = Linter::new(config);
-    let outline = lower::convert(client, source, &Request::default(), &mut linter).await?.outline;
-    let document = document(outline, source);
+    let converted = lower::convert(client, source, &Request::default(), &mut linter).await;
+    warn(client, source, &linter).await;
+    let document = document(converted?.outline, source);
     let text = Bytes::from(show(&document));
     Ok(documents("1.0.0", vec![("result.json", json(&document)), ("result.txt", text)]))
 }

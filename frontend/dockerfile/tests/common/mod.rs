@@ -5,7 +5,9 @@
 
 #![allow(dead_code)]
 
+pub mod generate;
 pub mod mutate;
+pub mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -42,7 +44,11 @@ impl Images {
         }
     }
 
-    fn resolve(&self, reference: &str, platform: &Platform) -> Result<ImageMeta, FrontendError> {
+    pub fn resolve(
+        &self,
+        reference: &str,
+        platform: &Platform,
+    ) -> Result<ImageMeta, FrontendError> {
         let digest = match reference.split_once('@') {
             Some((_, digest)) => digest.to_owned(),
             None => Digest::of(reference).to_string(),
