@@ -37,10 +37,11 @@ impl Url {
             return None;
         }
         let scheme = scheme.to_ascii_lowercase();
+        let host = decode_host(&scheme, host)?;
         Some(Self {
             scheme,
             user: user.to_owned(),
-            host: decode_host(&scheme, host)?,
+            host,
             path: decode(raw_path, false)?,
             raw_path: raw_path.to_owned(),
             // A broken query is as good as none, as in the official parser.
