@@ -3,7 +3,8 @@
 //! [`Dockerfile`] is the frontend a daemon runs. The layers below can be used alone: [`parser`]
 //! splits a file into instructions as written, [`instructions`] makes them typed, [`lower`] turns
 //! them into a graph and an image config, [`lint`] collects remarks on the way. Questions (image
-//! configs, files of contexts) go through a [`frontend_api::Bridge`]; everything else is pure.
+//! configs, files of contexts) go through a [`frontend_api::Bridge`]; everything else is pure. Tools
+//! that have no daemon use [`offline`]; `examples/llb.rs` prints the graph of a Dockerfile with it.
 
 pub mod context;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod image;
 pub mod instructions;
 pub mod lint;
 pub mod lower;
+pub mod offline;
 pub mod options;
 pub mod parser;
 pub mod protojson;
