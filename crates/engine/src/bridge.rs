@@ -17,7 +17,7 @@ use frontend_api::{
 };
 use llb::pb;
 use ops::{OpError, Worker};
-use proto::control::VertexWarning;
+use proto::{control::VertexWarning, moby::buildkit::v1::sourcepolicy::Policy};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use snapshot::Tree;
 use solver::Builder;
@@ -27,8 +27,9 @@ use tokio::sync::OnceCell;
 use crate::{
     Engine, Job,
     attest::{Asked, ImageSource, Scope, Trace},
-    capabilities, failure,
+    failure,
     journal::made_up_digest,
+    policy,
 };
 
 /// Largest file a frontend may read in one piece.
@@ -52,6 +53,7 @@ pub(crate) struct LazyRef {
     builder: Builder<Worker>,
     trace: Arc<Trace>,
     imports: Vec<CacheImport>,
+    policies: Vec<Policy>,
     built: OnceCell<BuiltRef>,
 }
 
@@ -82,20 +84,10 @@ impl LazyRef {
     }
 
     async fn build(&self) -> Result<BuiltRef, FrontendError> {
-        let options = llb::ParseOptions {
-            default_platform: &self.engine.worker().platforms[0],
-            capabilities: Some(capabilities::LLB),
-        };
-        let definition = llb::Definition::parse(&self.trace.definition, &options)
-            .map_err(|error| FrontendError::new(error.to_string()))?;
-        for vertex in definition.vertices() {
-            if let Some(entitlement) = ops::needed_entitlement(vertex)
-                && !self.job.entitlements.contains(entitlement)
-            {
-                return Err(FrontendError::new(format!("{entitlement} is not allowed")));
-            }
-        }
-        self.job.learn(&definition);
+        let sent = &self.trace.definition;
+        let changed = policy::apply(&self.engine, &self.job, &self.policies, sent).await?;
+        let definition = changed.as_ref().unwrap_or(sent);
+        let definition = policy::parse(&self.engine, &self.job, definition)?;
         let imports = self.engine.imports(&self.job, &self.imports).await;
         let loaded = self
             .builder
@@ -157,7 +149,12 @@ impl JobBridge {
         })
     }
 
-    fn handle(&self, definition: pb::Definition, imports: Vec<CacheImport>) -> RefHandle {
+    fn handle(
+        &self,
+        definition: pb::Definition,
+        imports: Vec<CacheImport>,
+        policies: Vec<Policy>,
+    ) -> RefHandle {
         let definition = Arc::new(definition);
         let trace = Trace::new(definition.clone());
         self.scope.add_trace(trace.clone());
@@ -167,6 +164,7 @@ impl JobBridge {
             builder: self.builder.clone(),
             trace,
             imports,
+            policies,
             built: OnceCell::new(),
         };
         RefHandle::new(Arc::new(lazy), Some(definition))
@@ -224,7 +222,11 @@ impl Bridge for JobBridge {
                 FrontendResult::default()
             }
             SolveWhat::Definition(definition) => {
-                FrontendResult::single(Some(self.handle(definition, request.cache_imports)))
+                for policy in &request.policies {
+                    policy::validate(policy)?;
+                }
+                let (imports, policies) = (request.cache_imports, request.policies);
+                FrontendResult::single(Some(self.handle(definition, imports, policies)))
             }
             SolveWhat::Frontend { name, options, inputs } => {
                 let child = self.child(&name, options, inputs);
@@ -242,76 +244,30 @@ impl Bridge for JobBridge {
 
     async fn resolve_source_meta(
         &self,
-        request: SourceMetaRequest,
+        mut request: SourceMetaRequest,
     ) -> Result<SourceMeta, FrontendError> {
-        let platform =
-            request.platform.clone().unwrap_or_else(|| self.engine.worker().platforms[0].clone());
-        let identifier = request.source.identifier.clone();
-        let name = match request.log_name.as_str() {
-            "" => format!("resolve image config for {identifier}"),
-            name => name.to_owned(),
-        };
-        let digest = made_up_digest(&format!("{identifier}{}", platform.format_all()));
-        let journal = self.job.journal.clone();
-        journal.loaded(&digest, &name, Vec::new(), None);
-        journal.started(&digest);
-        let (told, vertex) = (journal.clone(), digest.clone());
-        let progress = source::Progress::new(move |status| {
-            told.status(crate::job::status_to_wire(&vertex, &status));
-        });
-        let question = source::MetaRequest {
-            source: source::SourceRequest {
-                op: request.source.clone(),
-                platform: platform.normalize(),
-                group: self.engine.machine.sessions.group([self.job.session.clone()]),
-                memo: self.job.memo.clone(),
-                progress,
-            },
-            resolve_mode: request.resolve_mode,
-            no_config: request.no_config,
-            git_objects: request.git_objects,
-        };
-        let answer = self.engine.machine.sources.metadata(question).await;
-        match answer {
-            Ok(meta) => {
-                journal.completed(&digest, false, None);
-                if let Some(image) = &meta.image {
-                    let (scheme, reference) = identifier.split_once("://").unwrap_or_default();
-                    self.scope.add_image(ImageSource {
-                        reference: reference.to_owned(),
-                        platform: request.platform.clone(),
-                        digest: image.digest.clone(),
-                        local: scheme != "docker-image",
-                    });
-                }
-                Ok(SourceMeta {
-                    source: request.source,
-                    image: meta
-                        .image
-                        .map(|image| ImageMeta { digest: image.digest, config: image.config }),
-                    git: meta.git.map(|git| GitMeta {
-                        checksum: git.checksum,
-                        reference: git.reference,
-                        commit_checksum: git.commit_checksum,
-                        commit_object: git.commit_object,
-                        tag_object: git.tag_object,
-                    }),
-                    http: meta.http.map(|http| HttpMeta {
-                        checksum: http.checksum,
-                        filename: http.filename,
-                        last_modified: http.last_modified,
-                    }),
-                })
-            }
-            Err(error) => {
-                let error = OpError::from(error);
-                journal.completed(&digest, false, Some(&error.to_string()));
-                let reference =
-                    identifier.split_once("://").map_or(identifier.as_str(), |(_, rest)| rest);
-                Err(failure::from_op(&error)
-                    .context(format!("failed to resolve source metadata for {reference}")))
-            }
+        for policy in &request.policies {
+            policy::validate(policy)?;
         }
+        let own = std::mem::take(&mut request.policies);
+        let rules: Vec<&Policy> = own.iter().chain(&self.job.policy).collect();
+        let platform = request.platform.as_ref().map(pb::Platform::from);
+        policy::check(&self.engine, &self.job, &rules, &mut request.source, platform.as_ref())
+            .await
+            .map_err(|error| error.context("could not resolve image due to policy"))?;
+        let platform = request.platform.clone();
+        let meta = metadata(&self.engine, &self.job, request).await?;
+        if let Some(image) = &meta.image {
+            let (scheme, reference) =
+                meta.source.identifier.split_once("://").unwrap_or_default();
+            self.scope.add_image(ImageSource {
+                reference: reference.to_owned(),
+                platform,
+                digest: image.digest.clone(),
+                local: scheme != "docker-image",
+            });
+        }
+        Ok(meta)
     }
 
     async fn read_file(
@@ -356,6 +312,78 @@ impl Bridge for JobBridge {
             ranges: warning.ranges,
         });
         Ok(())
+    }
+}
+
+/// What a source that passed the policies leads to now, as a vertex of its own.
+pub(crate) async fn metadata(
+    engine: &Engine,
+    job: &Job,
+    request: SourceMetaRequest,
+) -> Result<SourceMeta, FrontendError> {
+    let platform =
+        request.platform.clone().unwrap_or_else(|| engine.worker().platforms[0].clone());
+    let identifier = request.source.identifier.clone();
+    let name = match request.log_name.as_str() {
+        "" => format!("resolve image config for {identifier}"),
+        name => name.to_owned(),
+    };
+    let digest = made_up_digest(&format!("{identifier}{}", platform.format_all()));
+    let journal = job.journal.clone();
+    journal.loaded(&digest, &name, Vec::new(), None);
+    journal.started(&digest);
+    let (told, vertex) = (journal.clone(), digest.clone());
+    let progress = source::Progress::new(move |status| {
+        told.status(crate::job::status_to_wire(&vertex, &status));
+    });
+    let question = source::MetaRequest {
+        source: source::SourceRequest {
+            op: request.source.clone(),
+            platform: platform.normalize(),
+            group: engine.machine.sessions.group([job.session.clone()]),
+            memo: job.memo.clone(),
+            progress,
+        },
+        resolve_mode: request.resolve_mode,
+        no_config: request.no_config,
+        git_objects: request.git_objects,
+        http_checksum: request.http_checksum.map(|asked| source::ChecksumRequest {
+            algorithm: asked.algorithm,
+            suffix: asked.suffix,
+        }),
+    };
+    let answer = engine.machine.sources.metadata(question).await;
+    match answer {
+        Ok(meta) => {
+            journal.completed(&digest, false, None);
+            Ok(SourceMeta {
+                source: request.source,
+                image: meta
+                    .image
+                    .map(|image| ImageMeta { digest: image.digest, config: image.config }),
+                git: meta.git.map(|git| GitMeta {
+                    checksum: git.checksum,
+                    reference: git.reference,
+                    commit_checksum: git.commit_checksum,
+                    commit_object: git.commit_object,
+                    tag_object: git.tag_object,
+                }),
+                http: meta.http.map(|http| HttpMeta {
+                    checksum: http.checksum,
+                    filename: http.filename,
+                    last_modified: http.last_modified,
+                    checksum_response: http.checksum_response,
+                }),
+            })
+        }
+        Err(error) => {
+            let error = OpError::from(error);
+            journal.completed(&digest, false, Some(&error.to_string()));
+            let reference =
+                identifier.split_once("://").map_or(identifier.as_str(), |(_, rest)| rest);
+            Err(failure::from_op(&error)
+                .context(format!("failed to resolve source metadata for {reference}")))
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use exporter::{ExportRequest, ExportResult, Exporter, Exporters};
 use frontend_api::{Code, Frontend as _, FrontendError, FrontendResult, Refs, WorkerInfo};
 use gateway::Run;
 use llb::pb;
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use ops::Machine;
 use remotecache::{ExportOptions, ExportTo};
 use solver::{JobId, Solver};
@@ -25,6 +26,7 @@ use crate::{
     cache, capabilities, failure, frontend_image,
     history::Ended,
     journal::made_up_digest,
+    policy,
 };
 
 /// How long an ended build can still be asked about as if it ran.
@@ -55,6 +57,10 @@ pub struct SolveRequest {
     pub cache_exports: Vec<CacheEntry>,
     /// Entitlements the client asks for.
     pub entitlements: Vec<String>,
+    /// Rules that sources have to pass.
+    pub policy: Option<Policy>,
+    /// Session that is asked about each source; empty if none is.
+    pub policy_session: String,
     /// Leave no history.
     pub internal: bool,
     /// 10, 20 or 30.
@@ -153,6 +159,7 @@ impl Engine {
             settings,
             machine,
         });
+        engine.jobs.belong_to(&engine);
         tokio::spawn(persist_keys(Arc::downgrade(&engine)));
         Ok(engine)
     }
@@ -224,7 +231,17 @@ impl Engine {
         let id = JobId::from(request.reference.as_str());
         let granted =
             request.entitlements.iter().map(|name| entitlement_name(name).to_owned()).collect();
-        let job = Job::new(id.clone(), request.session.clone(), journal, granted);
+        if let Some(policy) = &request.policy {
+            policy::validate(policy)?;
+        }
+        let job = Job::new(
+            id.clone(),
+            request.session.clone(),
+            journal,
+            granted,
+            request.policy.clone(),
+            request.policy_session.clone(),
+        );
         self.jobs.add(&job)?;
         let solving = self.solver.job(id, job.clone());
         let scope = Scope::of_build(request.work.asked(&request.attrs));

@@ -67,10 +67,8 @@ pub(crate) async fn run(bridge: Arc<JobBridge>) -> Result<FrontendResult, Fronte
     let outcome = run_image(&bridge, &source).await;
     outcome.map_err(|error| {
         let detail = json!({"name": "gateway.v0", "source": source});
-        error.detail(
-            "github.com/moby/buildkit/errdefs.Frontend+json",
-            base::gojson::to_vec(&detail),
-        )
+        error
+            .detail("github.com/moby/buildkit/errdefs.Frontend+json", base::gojson::to_vec(&detail))
     })
 }
 
@@ -114,8 +112,8 @@ async fn run_image(bridge: &Arc<JobBridge>, source: &str) -> Result<FrontendResu
     let fd = tree.fd().try_clone_to_owned();
     let fd = fd.map_err(|error| failure::internal("duplicate a descriptor", error))?;
     let spec = spec(bridge, &image, Root { tree: Arc::new(fd), readonly: false });
-    let (io, pipes) = Io::piped()
-        .map_err(|error| failure::internal("make the streams of a frontend", error))?;
+    let (io, pipes) =
+        Io::piped().map_err(|error| failure::internal("make the streams of a frontend", error))?;
 
     let containers = Containers::new(bridge.engine.clone(), bridge.job.clone());
     let (run, returned) = Run::new(bridge.clone(), Arc::new(containers));
@@ -265,10 +263,8 @@ async fn image(bridge: &Arc<JobBridge>, source: &str) -> Result<Image, FrontendE
         FrontendError::with_code(Code::InvalidArgument, format!("frontend image: {error}"))
     };
     let reference = oci::Reference::parse(source).map_err(bad)?.with_default_tag();
-    let op = pb::SourceOp {
-        identifier: format!("docker-image://{reference}"),
-        attrs: BTreeMap::new(),
-    };
+    let op =
+        pb::SourceOp { identifier: format!("docker-image://{reference}"), attrs: BTreeMap::new() };
     let request = SourceMetaRequest {
         source: op,
         platform: Some(bridge::default_platform(&bridge.engine)),
@@ -349,7 +345,7 @@ fn spec(bridge: &JobBridge, image: &Image, root: Root) -> Spec {
     let mut spec = Spec::new(base::id::random_id(), root, process);
     let no_network = config.labels.get(NO_NETWORK_LABEL).is_some_and(|value| is_true(value));
     spec.network = if no_network { Network::None } else { machine.config.network };
-    spec.mounts = vec![Mount {
+    let metadata = Mount {
         dest: METADATA.to_owned(),
         source: MountSource::File {
             data: Secret(image.definition.encode_to_vec().into()),
@@ -359,7 +355,9 @@ fn spec(bridge: &JobBridge, image: &Image, root: Root) -> Spec {
         },
         readonly: true,
         options: MountOptions { nosuid: true, nodev: true, noexec: true },
-    }];
+    };
+    // A program called `/run` leaves no room for a folder of that name.
+    spec.mounts = if config.entrypoint.is_empty() { Vec::new() } else { vec![metadata] };
     spec.dns = machine.config.dns.clone();
     spec.cgroup_parent = machine.config.cgroup_parent.clone();
     spec.no_process_sandbox = machine.config.no_process_sandbox;

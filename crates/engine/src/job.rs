@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::Duration,
 };
 
@@ -11,13 +11,13 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use frontend_api::{Code, FrontendError};
 use llb::pb;
-use ops::LogStream;
-use proto::control::VertexStatus;
+use ops::{LogStream, OpError};
+use proto::{control::VertexStatus, moby::buildkit::v1::sourcepolicy::Policy};
 use solver::{JobId, VertexEvent, Watcher};
 use source::Memo;
 use tokio::sync::Notify;
 
-use crate::Journal;
+use crate::{Engine, Journal, policy};
 
 /// How long a build may be asked for before it appears.
 const WAIT: Duration = Duration::from_secs(6);
@@ -34,6 +34,10 @@ pub struct Job {
     pub(crate) memo: Arc<Memo>,
     /// Entitlements granted to it.
     pub(crate) entitlements: BTreeSet<String>,
+    /// Rules its sources have to pass.
+    pub(crate) policy: Option<Policy>,
+    /// Session that is asked about each source; empty if none is.
+    pub(crate) policy_session: String,
     known: Mutex<HashMap<Digest, Known>>,
     /// The remote caches it imports from.
     pub(crate) imports: crate::cache::JobImports,
@@ -56,9 +60,21 @@ impl Job {
         session: String,
         journal: Arc<Journal>,
         entitlements: BTreeSet<String>,
+        policy: Option<Policy>,
+        policy_session: String,
     ) -> Arc<Self> {
         let (memo, known, imports) = Default::default();
-        Arc::new(Self { id, session, journal, memo, entitlements, known, imports })
+        Arc::new(Self {
+            id,
+            session,
+            journal,
+            memo,
+            entitlements,
+            policy,
+            policy_session,
+            known,
+            imports,
+        })
     }
 
     /// Remembers the vertices of a definition.
@@ -88,9 +104,16 @@ impl Job {
 pub struct Jobs {
     by_id: DashMap<JobId, Arc<Job>>,
     appeared: Notify,
+    /// Whose builds these are; set once.
+    engine: OnceLock<Weak<Engine>>,
 }
 
 impl Jobs {
+    /// Tells what the builds run on.
+    pub(crate) fn belong_to(&self, engine: &Arc<Engine>) {
+        _ = self.engine.set(Arc::downgrade(engine));
+    }
+
     pub(crate) fn add(&self, job: &Arc<Job>) -> Result<(), FrontendError> {
         match self.by_id.entry(job.id.clone()) {
             dashmap::Entry::Occupied(_) => Err(FrontendError::with_code(
@@ -134,7 +157,19 @@ impl Jobs {
     }
 }
 
+#[async_trait::async_trait]
 impl ops::Jobs for Jobs {
+    async fn admit(
+        &self,
+        job: &JobId,
+        definition: &pb::Definition,
+    ) -> Result<llb::Definition, OpError> {
+        let engine = self.engine.get().and_then(Weak::upgrade).ok_or(OpError::Cancelled)?;
+        let job = self.get(job).ok_or(OpError::Cancelled)?;
+        let admitted = policy::admit(&engine, &job, definition).await;
+        admitted.map_err(|error| OpError::invalid(error.message))
+    }
+
     fn sessions(&self, jobs: &[JobId]) -> Vec<String> {
         let sessions = jobs.iter().filter_map(|id| self.get(id)).map(|job| job.session.clone());
         sessions.filter(|session| !session.is_empty()).collect()

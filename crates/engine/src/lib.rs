@@ -18,6 +18,7 @@ mod history;
 mod history_filter;
 mod job;
 mod journal;
+mod policy;
 pub mod run;
 
 pub use cache::CacheEntry;

@@ -400,6 +400,7 @@ impl Runner {
             resolve_mode: "local".into(),
             no_config: false,
             git_objects: false,
+            http_checksum: None,
         };
         let meta = machine.sources.metadata(question).await.map_err(failed)?;
         let config = meta.image.map(|image| image.config).unwrap_or_default();

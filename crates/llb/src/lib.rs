@@ -9,7 +9,9 @@ pub mod definition;
 pub mod dump;
 pub mod encode;
 pub mod name;
+mod rewrite;
 
+pub use rewrite::replace_ops;
 pub use definition::{Definition, DefinitionError, Edge, ParseOptions, Vertex};
 
 /// Graph messages, generated from `proto/llb/ops.proto`.

@@ -96,7 +96,8 @@ impl OpError {
         }
     }
 
-    pub(crate) fn invalid(text: impl Into<String>) -> Self {
+    /// A request that makes no sense, in words for who made it.
+    pub fn invalid(text: impl Into<String>) -> Self {
         Self::Invalid(text.into())
     }
 }

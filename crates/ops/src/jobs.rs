@@ -3,15 +3,26 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use llb::pb;
 use solver::{JobId, Watcher};
 
+use crate::OpError;
+
 /// The builds, seen from an op. Implemented by `engine`.
+#[async_trait::async_trait]
 pub trait Jobs: Send + Sync + 'static {
     /// Ids of the sessions of these builds, in order.
     fn sessions(&self, jobs: &[JobId]) -> Vec<String>;
 
     /// What sources remember within a build, so that it resolves a name once.
     fn memo(&self, job: &JobId) -> Arc<source::Memo>;
+
+    /// Checks a graph that a step of a build made, as those that clients send are checked.
+    async fn admit(
+        &self,
+        job: &JobId,
+        definition: &pb::Definition,
+    ) -> Result<llb::Definition, OpError>;
 
     /// Output of a step.
     fn log(&self, watchers: &[Watcher], stream: LogStream, data: Bytes);

@@ -391,12 +391,6 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
             ));
         }
     };
-    if wire.source_policy.as_ref().is_some_and(|policy| !policy.rules.is_empty()) {
-        return unsupported("a source policy", "build without one");
-    }
-    if !wire.source_policy_session.is_empty() {
-        return unsupported("a session's source policy", "build without one");
-    }
     if wire.proxy_network {
         return unsupported("proxy networking", "use `RUN --network=none`");
     }
@@ -432,6 +426,8 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
         attrs: wire.frontend_attrs,
         exporters,
         entitlements: wire.entitlements,
+        policy: wire.source_policy,
+        policy_session: wire.source_policy_session,
         internal: wire.internal,
         compatibility: compatibility as u32,
     })

@@ -74,6 +74,10 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
         anyhow::bail!("rbuildd must run as root (also a mapped one)");
     }
     rustix::process::umask(rustix::fs::Mode::empty());
+    if std::env::var_os("RBUILD_KEEP_MOUNTS").is_some_and(|value| value == "1") {
+        // For trying out here what kernels before 6.15 need.
+        snapshot::keeper::force();
+    }
     // It remembers the limit that steps inherit, so it comes before the daemon raises its own: trees
     // and deep copies need many descriptors.
     let launcher = executor::launcher::Launcher::new();

@@ -11,6 +11,7 @@ pub mod driver;
 pub mod error;
 mod folders;
 pub mod id;
+pub mod keeper;
 pub mod layer;
 mod mounts;
 pub mod native;

@@ -212,10 +212,7 @@ pub(crate) fn bind(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
 
 /// A second detached mount of what `tree` is the root of.
 pub(crate) fn clone_of(tree: impl AsFd, read_only: bool) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let copy = rustix::mount::open_tree(tree, c"", flags)?;
+    let copy = crate::keeper::clone_tree(tree.as_fd(), false)?;
     if read_only {
         set_read_only(&copy)?;
     }

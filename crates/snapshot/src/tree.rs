@@ -10,20 +10,23 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::{SnapshotError, mounts};
+use crate::{SnapshotError, keeper, mounts};
 
 /// A tree of files: the root of a detached mount, which nobody else's namespace shows. It unmounts
-/// when the last clone is dropped; attaching it somewhere (`move_mount`) hands it over instead.
+/// when the last clone is dropped; to attach it somewhere, take a [clone](Self::clone_mount).
 #[derive(Clone)]
 pub struct Tree {
     fd: Arc<OwnedFd>,
     writable: bool,
     _keeps: Option<Arc<dyn Any + Send + Sync>>,
+    /// Holds the mount for clones on kernels that need it.
+    _kept: Option<Arc<keeper::Kept>>,
 }
 
 impl Tree {
     pub(crate) fn new(fd: OwnedFd, writable: bool) -> Self {
-        Self { fd: Arc::new(fd), writable, _keeps: None }
+        let kept = keeper::keep(&fd).map(Arc::new);
+        Self { fd: Arc::new(fd), writable, _keeps: None, _kept: kept }
     }
 
     /// Keeps `guard` alive as long as any clone of the tree.
@@ -65,8 +68,7 @@ impl Tree {
     }
 
     /// A second detached mount of the same tree, to be attached to another namespace while this
-    /// one stays usable. With `read_only` writes through the new one are refused. Kernels before
-    /// 6.15 do not clone detached mounts and refuse it.
+    /// one stays usable. With `read_only` writes through the new one are refused.
     pub fn clone_mount(&self, read_only: bool) -> Result<OwnedFd, SnapshotError> {
         mounts::clone_of(self.fd(), read_only || !self.writable)
             .map_err(|error| SnapshotError::io("clone the mount of", self.path(), error))

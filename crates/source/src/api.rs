@@ -54,6 +54,17 @@ pub struct MetaRequest {
     pub no_config: bool,
     /// Git: raw commit and tag objects are wanted.
     pub git_objects: bool,
+    /// Http: a further checksum is wanted.
+    pub http_checksum: Option<ChecksumRequest>,
+}
+
+/// A checksum of a body with something behind it, as signatures are made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChecksumRequest {
+    /// `sha256`, `sha384` or `sha512`.
+    pub algorithm: &'static str,
+    /// Hashed after the body.
+    pub suffix: Bytes,
 }
 
 /// Where a source leads.
@@ -100,6 +111,8 @@ pub struct HttpMeta {
     pub filename: String,
     /// `Last-Modified`.
     pub last_modified: Option<SystemTime>,
+    /// The further checksum, with the suffix it was made with, if asked for.
+    pub checksum_response: Option<(String, Bytes)>,
 }
 
 /// A kind of source.

@@ -16,7 +16,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Write as _,
+    io::{Read as _, Write as _},
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
@@ -34,8 +34,8 @@ use session::Group;
 use store::{NewRecord, Ref, Store};
 
 use crate::{
-    HttpMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Progress, Source, SourceError,
-    SourceRequest, attrs,
+    ChecksumRequest, HttpMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Progress, Source,
+    SourceError, SourceRequest, attrs,
     http_text::{disposition_name, etag, format_date, parse_date, percent_decode, safe_name},
 };
 
@@ -102,11 +102,16 @@ impl Source for HttpSource {
 
     async fn metadata(&self, request: MetaRequest) -> Result<Meta, SourceError> {
         let mut instance = self.instance(request.source)?;
+        let checksum_response = match request.http_checksum {
+            None => None,
+            Some(asked) => Some(instance.checksum(asked).await?),
+        };
         let found = instance.identify().await?;
         let http = HttpMeta {
             checksum: found.digest.to_string(),
             filename: found.name,
             last_modified: found.modified.as_deref().and_then(parse_date).map(SystemTime::from),
+            checksum_response,
         };
         Ok(Meta { http: Some(http), ..Meta::default() })
     }
@@ -166,7 +171,8 @@ impl Wanted {
                 "http.authheadersecret" => wanted.secret.clone_from(value),
                 "http.sig.pubkey" | "http.sig.signature" => {
                     return Err(SourceError::Attribute(format!(
-                        "{key}: verifying signatures of http sources is not supported"
+                        "{key}: signatures of http sources are not verified by this daemon; \
+                         give the expected digest with http.checksum"
                     )));
                 }
                 _ => {
@@ -340,6 +346,28 @@ impl Http {
     async fn fetched(&self) -> Result<Stored, SourceError> {
         let key = format!("http:{}", self.wanted.index_key());
         self.memo.get(&key, || self.fetch()).await
+    }
+
+    /// A checksum of the body and something behind it.
+    async fn checksum(&self, asked: ChecksumRequest) -> Result<(String, Bytes), SourceError> {
+        let stored = self.fetched().await?;
+        self.wanted.check(stored.found.digest)?;
+        let name = stored.found.name.clone();
+        let hashed = tokio::task::spawn_blocking(move || {
+            let tree = stored.record.tree()?;
+            let failed = |error: std::io::Error| SourceError::io(format!("read {name}"), error);
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(tree.fd(), name.as_str(), flags, Mode::empty());
+            let file = File::from(file.map_err(|errno| failed(errno.into()))?);
+            let digest = match asked.algorithm {
+                "sha384" => hash::<sha2::Sha384>(file, &asked.suffix),
+                "sha512" => hash::<sha2::Sha512>(file, &asked.suffix),
+                _ => hash::<sha2::Sha256>(file, &asked.suffix),
+            };
+            let digest = format!("{}:{}", asked.algorithm, digest.map_err(failed)?);
+            Ok((digest, asked.suffix))
+        });
+        hashed.await.map_err(|error| SourceError::Remote(format!("hash a body: {error}")))?
     }
 
     fn stored(&self) -> Vec<Stored> {
@@ -554,6 +582,20 @@ impl Http {
         let times = Timestamps { last_access: at, last_modification: at };
         Ok(rustix::fs::futimens(file, &times)?)
     }
+}
+
+/// Hex digest of a file and what comes behind it.
+fn hash<H: sha2::Digest>(mut file: File, suffix: &[u8]) -> std::io::Result<String> {
+    let mut hasher = H::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+    hasher.update(suffix);
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn value(answer: &Response, name: HeaderName) -> Option<String> {

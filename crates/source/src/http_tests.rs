@@ -244,8 +244,13 @@ async fn a_checksum_is_the_key_and_is_checked() {
     assert_eq!(key, Digest::of(json).to_string());
 
     let source = bench.request("/f", &[]);
-    let request =
-        MetaRequest { source, resolve_mode: String::new(), no_config: false, git_objects: false };
+    let request = MetaRequest {
+        source,
+        resolve_mode: String::new(),
+        no_config: false,
+        git_objects: false,
+        http_checksum: None,
+    };
     let meta = bench.sources.metadata(request).await.unwrap().http.unwrap();
     assert_eq!((meta.checksum, meta.filename.as_str()), (good, "f"));
     assert_eq!(meta.last_modified, Some(base::time::from_unix_seconds(784_111_777)));

@@ -5,6 +5,7 @@
 //! file a scheme; [`Sources`] knows which schemes there are. Keys say nothing of where content
 //! was fetched, only of what it is.
 
+mod address;
 mod api;
 mod attrs;
 mod blob;
@@ -18,8 +19,9 @@ mod local;
 mod progress;
 mod providers;
 
+pub use address::normal_identifier;
 pub use api::{
-    GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source,
+    ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source,
     SourceRequest, Sources,
 };
 pub use credentials::SessionCredentials;

@@ -180,7 +180,7 @@ async fn platform_of_an_index() {
     let mut source = world.request("docker-image://h.io/m:1", &[], &memo);
     source.platform = Platform::parse("linux/s390x").unwrap();
     let request =
-        MetaRequest { source, resolve_mode: String::new(), no_config: false, git_objects: false };
+        MetaRequest { source, resolve_mode: String::new(), no_config: false, git_objects: false, http_checksum: None };
     let error = world.images.metadata(request.clone()).await.unwrap_err().to_string();
     assert_eq!(
         error,
@@ -248,6 +248,7 @@ async fn a_name_means_the_same_within_a_build() {
             resolve_mode: String::new(),
             no_config: false,
             git_objects: false,
+            http_checksum: None,
         };
         world.images.metadata(request).await.unwrap().image.unwrap().digest
     };

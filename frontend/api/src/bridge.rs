@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use base::Platform;
 use bytes::Bytes;
 use llb::pb;
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 
 use crate::{FrontendError, FrontendResult, RefHandle, SourceMeta, SourceMetaRequest};
 
@@ -99,6 +100,8 @@ pub struct SolveRequest {
     pub cache_imports: Vec<CacheImport>,
     /// Solve every ref before answering.
     pub evaluate: bool,
+    /// Rules that sources have to pass after those of the build.
+    pub policies: Vec<Policy>,
 }
 
 /// The work of a [`SolveRequest`].

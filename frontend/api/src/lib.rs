@@ -17,7 +17,7 @@ pub use bridge::{
     WorkerInfo,
 };
 pub use error::{Code, ErrorDetail, ErrorSource, FrontendError};
-pub use meta::{GitMeta, HttpMeta, ImageMeta, SourceMeta, SourceMetaRequest};
+pub use meta::{ChecksumRequest, GitMeta, HttpMeta, ImageMeta, SourceMeta, SourceMetaRequest};
 pub use result::{
     Attestation, AttestationKind, FrontendResult, InTotoSubject, RefHandle, Refs, SubjectKind,
 };

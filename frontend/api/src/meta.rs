@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use base::Platform;
 use bytes::Bytes;
 use llb::pb;
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 
 /// Asks what a source leads to now.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,19 @@ pub struct SourceMetaRequest {
     pub no_config: bool,
     /// Git: the raw commit and tag objects are wanted.
     pub git_objects: bool,
+    /// Http: a further checksum is wanted.
+    pub http_checksum: Option<ChecksumRequest>,
+    /// Rules the source has to pass, before those of the build.
+    pub policies: Vec<Policy>,
+}
+
+/// A checksum of a body with something behind it, as signatures are made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChecksumRequest {
+    /// `sha256`, `sha384` or `sha512`.
+    pub algorithm: &'static str,
+    /// Hashed after the body.
+    pub suffix: Bytes,
 }
 
 /// Where a source leads.
@@ -70,4 +84,6 @@ pub struct HttpMeta {
     pub filename: String,
     /// `Last-Modified`, if the server said so.
     pub last_modified: Option<SystemTime>,
+    /// The further checksum, with the suffix it was made with, if asked for.
+    pub checksum_response: Option<(String, Bytes)>,
 }

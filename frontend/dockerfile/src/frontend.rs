@@ -197,7 +197,7 @@ async fn build_one(
     let definition = converted.definition()?;
     let what = SolveWhat::Definition(definition);
     let cache_imports = client.options.cache_imports.clone();
-    let request = SolveRequest { what, cache_imports, evaluate: false };
+    let request = SolveRequest { what, cache_imports, ..SolveRequest::default() };
     let solved = client.bridge.solve(request).await.map_err(Error::bridge)?;
     let platform = named(wanted, &converted.image.platform());
     let metadata = metadata(&converted);

@@ -56,11 +56,6 @@ impl<R: Runs> LlbBridge for Service<R> {
     ) -> Result<Response<wire::ResolveImageConfigResponse>, Status> {
         let run = self.run(&request).await?;
         let request = request.into_inner();
-        if !request.source_policies.is_empty() {
-            return Err(Status::unimplemented(
-                "source policies are not supported by this daemon yet",
-            ));
-        }
         let mut attrs = std::collections::BTreeMap::new();
         let scheme = if request.resolver_type == 1 {
             attrs.insert("oci.session".to_owned(), request.session_id.clone());
@@ -79,6 +74,7 @@ impl<R: Runs> LlbBridge for Service<R> {
             platform: request.platform.as_ref().map(base::Platform::from),
             log_name: request.log_name.clone(),
             resolve_mode: request.resolve_mode.clone(),
+            policies: request.source_policies.clone(),
             ..Default::default()
         };
         let answer =
@@ -105,11 +101,6 @@ impl<R: Runs> LlbBridge for Service<R> {
         let mut request = request.into_inner();
         let source =
             request.source.take().ok_or_else(|| Status::invalid_argument("source is required"))?;
-        if !request.source_policies.is_empty() {
-            return Err(Status::unimplemented(
-                "source policies are not supported by this daemon yet",
-            ));
-        }
         let meta = convert::meta_request(request, source);
         let answer =
             run.bridge().resolve_source_meta(meta).await.map_err(|error| to_tonic(&error))?;
@@ -122,11 +113,6 @@ impl<R: Runs> LlbBridge for Service<R> {
     ) -> Result<Response<wire::SolveResponse>, Status> {
         let run = self.run(&request).await?;
         let request = request.into_inner();
-        if !request.source_policies.is_empty() {
-            return Err(Status::unimplemented(
-                "source policies are not supported by this daemon yet",
-            ));
-        }
         let definition = request.definition.filter(|definition| !definition.def.is_empty());
         let what = match (definition, request.frontend.is_empty()) {
             (Some(_), false) => {
@@ -147,7 +133,12 @@ impl<R: Runs> LlbBridge for Service<R> {
             .into_iter()
             .map(|import| CacheImport { kind: import.r#type, attrs: import.attrs })
             .collect();
-        let solve = SolveRequest { what, cache_imports, evaluate: request.evaluate };
+        let solve = SolveRequest {
+            what,
+            cache_imports,
+            evaluate: request.evaluate,
+            policies: request.source_policies,
+        };
         let mut result = run.bridge().solve(solve).await.map_err(|error| to_tonic(&error))?;
         if request.r#final {
             if !request.exporter_attr.is_empty() {

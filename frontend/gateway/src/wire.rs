@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use frontend_api::{
-    Attestation, AttestationKind, FileStat, FrontendResult, InTotoSubject, RefHandle, Refs,
-    SourceMeta, SourceMetaRequest, SubjectKind, WorkerInfo,
+    Attestation, AttestationKind, ChecksumRequest, FileStat, FrontendResult, InTotoSubject,
+    RefHandle, Refs, SourceMeta, SourceMetaRequest, SubjectKind, WorkerInfo,
 };
 use llb::pb;
 use proto::{control, frontend, fsutil::types::Stat};
@@ -155,6 +155,7 @@ pub fn meta_request(
     wire: frontend::ResolveSourceMetaRequest,
     source: pb::SourceOp,
 ) -> SourceMetaRequest {
+    let checksum = wire.http.as_ref().and_then(|http| http.checksum_request.as_ref());
     SourceMetaRequest {
         source,
         platform: wire.platform.as_ref().map(base::Platform::from),
@@ -162,6 +163,15 @@ pub fn meta_request(
         resolve_mode: wire.resolve_mode,
         no_config: wire.image.as_ref().is_some_and(|image| image.no_config),
         git_objects: wire.git.as_ref().is_some_and(|git| git.return_object),
+        http_checksum: checksum.map(|asked| ChecksumRequest {
+            algorithm: match asked.algo() {
+                frontend::checksum_request::ChecksumAlgo::Sha256 => "sha256",
+                frontend::checksum_request::ChecksumAlgo::Sha384 => "sha384",
+                frontend::checksum_request::ChecksumAlgo::Sha512 => "sha512",
+            },
+            suffix: asked.suffix.clone(),
+        }),
+        policies: wire.source_policies,
     }
 }
 
@@ -185,7 +195,9 @@ pub fn meta_response(meta: SourceMeta) -> frontend::ResolveSourceMetaResponse {
             checksum: http.checksum,
             filename: http.filename,
             last_modified: http.last_modified.map(timestamp),
-            checksum_response: None,
+            checksum_response: http
+                .checksum_response
+                .map(|(digest, suffix)| frontend::ChecksumResponse { digest, suffix }),
         }),
     }
 }

@@ -420,6 +420,7 @@ impl Engine {
             resolve_mode: String::new(),
             no_config: true,
             git_objects: false,
+            http_checksum: None,
         };
         let meta = self.machine.sources.metadata(request).await;
         meta.map_err(|error| {

@@ -8,7 +8,6 @@ use std::{
 
 use rustix::{
     fs::{CWD, OFlags},
-    io::Errno,
     mount::{OpenTreeFlags, open_tree},
 };
 
@@ -67,22 +66,18 @@ impl Fds {
 }
 
 /// A tree to be attached elsewhere, or with a path the tree it has to be taken from there: old
-/// kernels cannot clone what is detached.
+/// kernels cannot clone what is detached, unless its owner keeps it for that.
 pub fn tree(tree: impl AsFd, path: &str) -> io::Result<(OwnedFd, Option<String>)> {
     let whole = path.trim_matches('/').is_empty();
     let part = if whole { None } else { Some(rootfs::open(&tree, path, OFlags::PATH)?) };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    let cloned = match &part {
-        Some(part) => open_tree(part, "", flags),
-        None => open_tree(&tree, "", flags),
-    };
+    let cloned =
+        snapshot::keeper::clone_tree(part.as_ref().map_or(tree.as_fd(), AsFd::as_fd), true);
     match cloned {
         Ok(cloned) => Ok((cloned, None)),
-        Err(Errno::INVAL) => Ok((tree.as_fd().try_clone_to_owned()?, Some(format!("/{path}")))),
-        Err(error) => Err(error.into()),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Ok((tree.as_fd().try_clone_to_owned()?, Some(format!("/{path}"))))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -43,12 +43,14 @@ impl Wanted {
                 "git.fetchbycommit" => wanted.fetch_by_commit = value == "true",
                 "git.bundle" | "git.checkoutbundle" if !matches!(value.as_str(), "" | "false") => {
                     return Err(SourceError::Attribute(format!(
-                        "{key}: git bundles are not supported"
+                        "{key}: git bundles are not read by this daemon; \
+                         use the repository with git.checksum"
                     )));
                 }
                 _ if key.starts_with("git.sig.") => {
                     return Err(SourceError::Attribute(format!(
-                        "{key}: verifying signatures of git sources is not supported"
+                        "{key}: signatures of git sources are not verified by this daemon; \
+                         pin the commit with git.checksum"
                     )));
                 }
                 _ => {}

@@ -200,6 +200,7 @@ async fn refs_become_commits_and_trees() {
         resolve_mode: String::new(),
         no_config: false,
         git_objects: true,
+        http_checksum: None,
     };
     let meta = bench.sources.metadata(request).await.unwrap().git.unwrap();
     assert_eq!((meta.checksum, meta.commit_checksum), (tag, first));
