@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "session/upload.proto",
             "otel/trace_service.proto",
             "rbuild/rbuild.proto",
+            "rbuild/storage.proto",
         ],
         [root],
     )?;

@@ -164,7 +164,9 @@ impl solver::Worker for Worker {
         let vertex = &context.vertex().vertex;
         if let Some(Op::Source(source)) = &vertex.op.op {
             let progress = self.progress(context);
-            let key = self.source(context, source).await?.get().cache_key(step, &progress).await?;
+            let resolved = self.source(context, source).await.map_err(OpError::in_key)?;
+            let key = resolved.get().cache_key(step, &progress).await;
+            let key = key.map_err(|error| OpError::from(error).in_key())?;
             let map = CacheMap { digest: source_digest(&key.key), inputs: Vec::new() };
             return Ok(CacheMapStep { map, last: key.last });
         }
@@ -194,10 +196,11 @@ impl solver::Worker for Worker {
             self.ensure_local(context, reference).await?;
         }
         let Some(selectors) = wanted.content else { return Ok(None) };
-        let reference = output.clone();
-        let digest =
-            tokio::task::spawn_blocking(move || content_digest(reference.as_ref(), &selectors))
-                .await;
+        let (reference, worker) = (output.clone(), self.0.store.worker_id().to_owned());
+        let digest = tokio::task::spawn_blocking(move || {
+            content_digest(reference.as_ref(), &selectors, &worker)
+        });
+        let digest = digest.await;
         digest
             .map_err(|error| OpError::invalid(format!("content digest broke off: {error}")))?
             .map(Some)
@@ -208,62 +211,20 @@ impl solver::Worker for Worker {
         context: &Context,
         inputs: Vec<Option<Ref>>,
     ) -> Result<Vec<Option<Ref>>, OpError> {
-        let vertex = context.vertex().vertex.clone();
-        match vertex.op.op.as_ref() {
-            Some(Op::Source(source)) => {
-                let progress = self.progress(context);
-                Ok(vec![self.source(context, source).await?.get().snapshot(&progress).await?])
-            }
-            Some(Op::Exec(op)) => {
-                if vertex.metadata.ignore_cache {
-                    self.forget_cache_mounts(op, &inputs);
-                }
-                let (jobs, watchers) = (self.jobs.clone(), context.watchers());
-                let run = exec::run::Run {
-                    machine: &self.0,
-                    op,
-                    platform: key::platform(&vertex),
-                    resources: vertex.metadata.linux_resources.as_ref(),
-                    inputs: &inputs,
-                    sessions: self.group(context),
-                    cancelled: context.cancelled().clone(),
-                    log: Arc::new(move |stream, data| jobs.log(&watchers, stream, data)),
-                };
-                run.run().await
-            }
-            Some(Op::File(op)) => {
-                let (store, op, name) = (self.store.clone(), op.clone(), vertex.name.clone());
-                tokio::task::spawn_blocking(move || file::run::run(&store, &op, &inputs, &name))
-                    .await
-                    .map_err(|error| OpError::invalid(format!("file op broke off: {error}")))?
-            }
-            Some(Op::Merge(op)) => {
-                let parts: Vec<Ref> =
-                    op.inputs.iter().filter_map(|side| input(&inputs, side.input)).collect();
-                // Mostly concatenation, but layers with opaque folders are compared.
-                let store = self.store.clone();
-                let merged = tokio::task::spawn_blocking(move || store.merge(&parts)).await;
-                let merged = merged
-                    .map_err(|error| OpError::invalid(format!("merge broke off: {error}")))?;
-                Ok(vec![merged?])
-            }
-            Some(Op::Diff(op)) => {
-                let lower = op.lower.as_ref().and_then(|side| input(&inputs, side.input));
-                let upper = op.upper.as_ref().and_then(|side| input(&inputs, side.input));
-                if let Some(lower) = &lower {
-                    self.ensure_local(context, lower).await?;
-                }
-                if let Some(upper) = &upper {
-                    self.ensure_local(context, upper).await?;
-                }
-                Ok(vec![self.store.diff(lower.as_ref(), upper.as_ref()).await?])
-            }
-            Some(Op::Passthrough(op)) => {
-                Ok(op.outputs.iter().map(|index| input(&inputs, *index)).collect())
-            }
-            Some(Op::Build(op)) => self.build(context, op, &inputs).await,
-            None => Err(OpError::invalid("an op without a kind cannot run")),
+        let room = self.store.reserve(0).await?;
+        let stop = context.cancelled().child_token();
+        let mut work = std::pin::pin!(room.scope(self.perform(context, inputs, stop.clone())));
+        let full = tokio::select! {
+            biased;
+            outcome = &mut work => return outcome.map_err(|error| self.at_ceiling(error)),
+            full = room.withdrawn() => full,
+        };
+        stop.cancel();
+        // Fetching can be dropped in the middle; the others clean up behind them.
+        if !matches!(context.vertex().vertex.op.op, Some(Op::Source(_))) {
+            _ = work.await;
         }
+        Err(full.into())
     }
 
     async fn load(
@@ -343,6 +304,81 @@ impl solver::Worker for Worker {
 }
 
 impl Worker {
+    /// Runs an op; `stop` ends processes.
+    async fn perform(
+        &self,
+        context: &Context,
+        inputs: Vec<Option<Ref>>,
+        stop: tokio_util::sync::CancellationToken,
+    ) -> Result<Vec<Option<Ref>>, OpError> {
+        let vertex = context.vertex().vertex.clone();
+        match vertex.op.op.as_ref() {
+            Some(Op::Source(source)) => {
+                let progress = self.progress(context);
+                Ok(vec![self.source(context, source).await?.get().snapshot(&progress).await?])
+            }
+            Some(Op::Exec(op)) => {
+                if vertex.metadata.ignore_cache {
+                    self.forget_cache_mounts(op, &inputs);
+                }
+                let (jobs, watchers) = (self.jobs.clone(), context.watchers());
+                let run = exec::run::Run {
+                    machine: &self.0,
+                    op,
+                    platform: key::platform(&vertex),
+                    resources: vertex.metadata.linux_resources.as_ref(),
+                    inputs: &inputs,
+                    sessions: self.group(context),
+                    cancelled: stop,
+                    log: Arc::new(move |stream, data| jobs.log(&watchers, stream, data)),
+                };
+                run.run().await
+            }
+            Some(Op::File(op)) => {
+                let (store, op, name) = (self.store.clone(), op.clone(), vertex.name.clone());
+                tokio::task::spawn_blocking(move || file::run::run(&store, &op, &inputs, &name))
+                    .await
+                    .map_err(|error| OpError::invalid(format!("file op broke off: {error}")))?
+            }
+            Some(Op::Merge(op)) => {
+                let parts: Vec<Ref> =
+                    op.inputs.iter().filter_map(|side| input(&inputs, side.input)).collect();
+                // Mostly concatenation, but layers with opaque folders are compared.
+                let store = self.store.clone();
+                let merged = tokio::task::spawn_blocking(move || store.merge(&parts)).await;
+                let merged = merged
+                    .map_err(|error| OpError::invalid(format!("merge broke off: {error}")))?;
+                Ok(vec![merged?])
+            }
+            Some(Op::Diff(op)) => {
+                let lower = op.lower.as_ref().and_then(|side| input(&inputs, side.input));
+                let upper = op.upper.as_ref().and_then(|side| input(&inputs, side.input));
+                if let Some(lower) = &lower {
+                    self.ensure_local(context, lower).await?;
+                }
+                if let Some(upper) = &upper {
+                    self.ensure_local(context, upper).await?;
+                }
+                Ok(vec![self.store.diff(lower.as_ref(), upper.as_ref()).await?])
+            }
+            Some(Op::Passthrough(op)) => {
+                Ok(op.outputs.iter().map(|index| input(&inputs, *index)).collect())
+            }
+            Some(Op::Build(op)) => self.build(context, op, &inputs).await,
+            None => Err(OpError::invalid("an op without a kind cannot run")),
+        }
+    }
+
+    /// Writers of this process fail as on a full disk while the store is at its ceiling.
+    fn at_ceiling(&self, error: OpError) -> OpError {
+        match (&error, self.store.at_ceiling()) {
+            (OpError::Exit { .. } | OpError::Cancelled, _) | (_, None) => error,
+            (_, Some(store::Pressure { used, ceiling })) => {
+                store::StoreError::Ceiling { used, ceiling }.into()
+            }
+        }
+    }
+
     /// Fetches and unpacks the lazy layers of `reference`, showing it as progress of the vertex.
     pub async fn ensure_local(&self, context: &Context, reference: &Ref) -> Result<(), OpError> {
         if reference.is_local() {
@@ -471,7 +507,11 @@ fn source_digest(key: &str) -> solver::KeyDigest {
 }
 
 /// Source: cache key notes §4.6.
-fn content_digest(reference: Option<&Ref>, selectors: &[Selector]) -> Result<Digest, OpError> {
+fn content_digest(
+    reference: Option<&Ref>,
+    selectors: &[Selector],
+    worker: &str,
+) -> Result<Digest, OpError> {
     let Some(reference) = reference else {
         return match selectors {
             [only] if key::rooted(&only.path) == "/" => Ok(Digest::of("")),
@@ -498,7 +538,7 @@ fn content_digest(reference: Option<&Ref>, selectors: &[Selector]) -> Result<Dig
             index.checksum_filtered(&tree, &query)
         };
         let digest = digest.map_err(|cause| OpError::Checksum {
-            record: reference.id().to_string(),
+            record: format!("{worker}::{}", reference.id()),
             cause: Arc::new(cause),
         })?;
         digests.push(digest.to_string());

@@ -14,7 +14,8 @@ use std::{
 };
 
 use crate::{
-    LayerError, LayerId, LayerInfo, Limits, SnapshotError, Tree, native::Native, overlay::Overlay,
+    Brake, LayerError, LayerId, LayerInfo, Limits, SnapshotError, Tree, native::Native,
+    overlay::Overlay,
 };
 
 /// Makes, mounts and removes layers. Lists of layers are ordered bottom first. All calls block;
@@ -102,6 +103,12 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
         upper: &[LayerId],
         out: &mut dyn Write,
     ) -> Result<LayerInfo, LayerError>;
+
+    /// Bytes of layers that are being made, or removed and not gone yet.
+    fn aside(&self) -> u64;
+
+    /// Stops what this process writes to layers.
+    fn brake(&self) -> &Brake;
 
     /// Brings everything written so far to the disk (one `syncfs`).
     fn sync(&self) -> Result<(), SnapshotError>;

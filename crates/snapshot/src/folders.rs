@@ -17,7 +17,7 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags};
 
-use crate::{LayerId, SnapshotError, Usage, sys, trash::Trash, usage};
+use crate::{Brake, LayerId, SnapshotError, Usage, sys, trash::Trash, usage};
 
 /// Name of the folder of a layer's files inside the layer's folder.
 pub(crate) const FILES: &str = "fs";
@@ -26,6 +26,7 @@ pub(crate) const FILES: &str = "fs";
 pub(crate) struct Folders {
     root: PathBuf,
     trash: Arc<Trash>,
+    brake: Brake,
 }
 
 /// A folder being made aside. Dropping it removes it, unless it was committed.
@@ -45,8 +46,11 @@ impl Folders {
         };
         make(root)?;
         let root = root.canonicalize().map_err(|error| SnapshotError::io("open", root, error))?;
-        let folders =
-            Self { trash: Arc::new(Trash::open(root.join(".trash"))?), root: root.clone() };
+        let folders = Self {
+            trash: Arc::new(Trash::open(root.join(".trash"))?),
+            root: root.clone(),
+            brake: Brake::default(),
+        };
         folders.trash.throw(&root.join(".new"))?;
         make(&root.join(".new"))?;
         let empty = root.join(".empty");
@@ -58,6 +62,16 @@ impl Folders {
 
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub fn brake(&self) -> &Brake {
+        &self.brake
+    }
+
+    /// Bytes of what is being made and of what is being removed.
+    pub fn aside(&self) -> u64 {
+        let size = |name| usage::of(&self.root.join(name)).map_or(0, |usage| usage.bytes);
+        size(".new") + size(".trash")
     }
 
     pub fn empty(&self) -> PathBuf {

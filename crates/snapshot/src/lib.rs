@@ -5,6 +5,7 @@
 //! keys or records; `store` adds those. Everything here works through descriptors of detached
 //! mounts, so nothing foreign (a symlink, a tar, a container) can lead it outside a tree.
 
+pub mod brake;
 pub mod contenthash;
 pub mod copy;
 pub mod driver;
@@ -27,6 +28,7 @@ mod trash;
 pub mod tree;
 mod usage;
 
+pub use brake::Brake;
 pub use driver::{Choice, Extracted, Snapshotter, Usage, open};
 pub use error::SnapshotError;
 pub use id::LayerId;

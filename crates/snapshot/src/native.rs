@@ -17,7 +17,8 @@ use std::{
 use rustix::fs::{AtFlags, CWD, Mode};
 
 use crate::{
-    Extracted, LayerError, LayerId, LayerInfo, Limits, SnapshotError, Snapshotter, Tree, Usage,
+    Brake, Extracted, LayerError, LayerId, LayerInfo, Limits, SnapshotError, Snapshotter, Tree,
+    Usage,
     copy::transfer,
     folders::{Folders, Staged, bytes},
     layer::{self, Marks},
@@ -173,7 +174,10 @@ impl Snapshotter for Native {
             });
         };
         match self.kept(upper)? {
-            Kept::Whole(known) if known == lowers => mount(&self.folders.files(upper), true),
+            Kept::Whole(known) if known == lowers => {
+                let tree = mount(&self.folders.files(upper), true)?;
+                Ok(tree.with_brake(self.folders.brake().clone()))
+            }
             _ => Err(SnapshotError::OtherLowers { layer: upper.clone() }),
         }
     }
@@ -263,6 +267,14 @@ impl Snapshotter for Native {
     ) -> Result<LayerInfo, LayerError> {
         let base = (!lower.is_empty()).then(|| self.mount(lower, None)).transpose()?;
         layer::write_double(base.as_ref(), &self.mount(upper, None)?, out)
+    }
+
+    fn aside(&self) -> u64 {
+        self.folders.aside()
+    }
+
+    fn brake(&self) -> &Brake {
+        self.folders.brake()
     }
 
     fn sync(&self) -> Result<(), SnapshotError> {

@@ -15,7 +15,8 @@ use std::{
 use rustix::fs::CWD;
 
 use crate::{
-    Extracted, LayerError, LayerId, LayerInfo, Limits, SnapshotError, Snapshotter, Tree, Usage,
+    Brake, Extracted, LayerError, LayerId, LayerInfo, Limits, SnapshotError, Snapshotter, Tree,
+    Usage,
     folders::{Folders, Staged, bytes},
     layer::{self, Marks, settle},
     mounts::{self, OverlayFolders, OverlayForm},
@@ -161,7 +162,9 @@ impl Snapshotter for Overlay {
     fn mount(&self, lowers: &[LayerId], upper: Option<&LayerId>) -> Result<Tree, SnapshotError> {
         let mounted = match upper {
             None => self.mount_read_only(lowers),
-            Some(upper) => self.mount_writable(lowers, upper),
+            Some(upper) => self
+                .mount_writable(lowers, upper)
+                .map(|tree| tree.with_brake(self.folders.brake().clone())),
         };
         mounted.map_err(|error| match self.folders.check(lowers.iter().chain(upper)) {
             Err(missing) => missing,
@@ -271,6 +274,14 @@ impl Snapshotter for Overlay {
     ) -> Result<LayerInfo, LayerError> {
         let base = (!lower.is_empty()).then(|| self.mount(lower, None)).transpose()?;
         layer::write_double(base.as_ref(), &self.mount(upper, None)?, out)
+    }
+
+    fn aside(&self) -> u64 {
+        self.folders.aside()
+    }
+
+    fn brake(&self) -> &Brake {
+        self.folders.brake()
     }
 
     fn sync(&self) -> Result<(), SnapshotError> {

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::{SnapshotError, keeper, mounts};
+use crate::{Brake, SnapshotError, keeper, mounts};
 
 /// A tree of files: the root of a detached mount, which nobody else's namespace shows. It unmounts
 /// when the last clone is dropped; to attach it somewhere, take a [clone](Self::clone_mount).
@@ -18,6 +18,7 @@ use crate::{SnapshotError, keeper, mounts};
 pub struct Tree {
     fd: Arc<OwnedFd>,
     writable: bool,
+    brake: Brake,
     _keeps: Option<Arc<dyn Any + Send + Sync>>,
     /// Holds the mount for clones on kernels that need it.
     _kept: Option<Arc<keeper::Kept>>,
@@ -26,7 +27,18 @@ pub struct Tree {
 impl Tree {
     pub(crate) fn new(fd: OwnedFd, writable: bool) -> Self {
         let kept = keeper::keep(&fd).map(Arc::new);
-        Self { fd: Arc::new(fd), writable, _keeps: None, _kept: kept }
+        let brake = Brake::default();
+        Self { fd: Arc::new(fd), writable, brake, _keeps: None, _kept: kept }
+    }
+
+    /// Writers through this tree ask `brake`.
+    pub(crate) fn with_brake(mut self, brake: Brake) -> Self {
+        self.brake = brake;
+        self
+    }
+
+    pub(crate) fn brake(&self) -> &Brake {
+        &self.brake
     }
 
     /// Keeps `guard` alive as long as any clone of the tree.

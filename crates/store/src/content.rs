@@ -10,10 +10,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -21,6 +18,7 @@ use std::{
 use base::{Digest, Hasher};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
+use snapshot::Brake;
 
 use crate::{
     BlobInfo, StoreError,
@@ -31,6 +29,8 @@ use crate::{
 
 /// How long garbage stays after it was last touched.
 pub(crate) const GRACE: Duration = Duration::from_secs(300);
+/// Pieces that are written even at the ceiling: manifests, records of builds that failed there.
+const SMALL: usize = 4 << 10;
 /// Largest part of a blob that is reserved on disk before it arrives.
 const RESERVE_LIMIT: u64 = 16 << 30;
 
@@ -45,8 +45,7 @@ struct Inner {
     ingest: PathBuf,
     meta: Arc<Meta>,
     blobs: Mutex<HashMap<Digest, Entry>>,
-    /// Bytes of blobs being written.
-    in_flight: AtomicU64,
+    brake: Brake,
 }
 
 pub(crate) struct Entry {
@@ -102,7 +101,12 @@ impl std::fmt::Debug for Blob {
 impl Content {
     /// Takes over the folder with the rows that were stored; see [`crate::Recovery`] for what
     /// happens to rows and files that do not match.
-    pub(crate) fn new(root: &Path, meta: Arc<Meta>, rows: HashMap<Digest, ContentRow>) -> Self {
+    pub(crate) fn new(
+        root: &Path,
+        meta: Arc<Meta>,
+        rows: HashMap<Digest, ContentRow>,
+        brake: Brake,
+    ) -> Self {
         // What was young when the last daemon ended is no longer anybody's.
         let now = Instant::now();
         let touched = now.checked_sub(GRACE).unwrap_or(now);
@@ -114,7 +118,7 @@ impl Content {
                 ingest: ingest(root),
                 meta,
                 blobs: Mutex::new(entries.collect()),
-                in_flight: AtomicU64::new(0),
+                brake,
             }),
         }
     }
@@ -129,7 +133,7 @@ impl Content {
             .open(&path)
             .doing(|| format!("create {}", path.display()))?;
         Ok(ContentWriter {
-            partial: Some(Partial { path, counted: 0, inner: self.inner.clone() }),
+            partial: Some(Partial { path, inner: self.inner.clone() }),
             file,
             hasher: Hasher::new(),
             size: 0,
@@ -240,11 +244,6 @@ impl Content {
         Ok(())
     }
 
-    /// Bytes of blobs being written now.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.inner.in_flight.load(Ordering::Relaxed)
-    }
-
     /// Bytes each blob takes on disk.
     pub(crate) fn allocated(&self) -> HashMap<Digest, u64> {
         let blobs = self.inner.blobs.lock().unwrap();
@@ -333,20 +332,11 @@ pub struct ContentWriter {
 /// The file of an unfinished blob; dropping it removes the file.
 struct Partial {
     path: PathBuf,
-    counted: u64,
     inner: Arc<Inner>,
-}
-
-impl Partial {
-    fn count(&mut self, bytes: u64) {
-        self.counted += bytes;
-        self.inner.in_flight.fetch_add(bytes, Ordering::Relaxed);
-    }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        self.inner.in_flight.fetch_sub(self.counted, Ordering::Relaxed);
         _ = std::fs::remove_file(&self.path);
     }
 }
@@ -429,12 +419,14 @@ impl ContentWriter {
 
 impl io::Write for ContentWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(partial) = &self.partial
+            && bytes.len() > SMALL
+        {
+            partial.inner.brake.check()?;
+        }
         let written = self.file.write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.size += written as u64;
-        if let Some(partial) = &mut self.partial {
-            partial.count(written as u64);
-        }
         Ok(written)
     }
 

@@ -1,4 +1,4 @@
-//! Pruning: on request, by policy, and to stay below the ceiling.
+//! Pruning: on request, by policy, and (see `space`) to stay below the ceiling.
 //!
 //! One rule removes records: they are idle (nobody holds, writes or builds on them) and the
 //! options select them. A record that goes frees its parents, which may go next, so the store is
@@ -8,11 +8,8 @@
 use std::{
     collections::HashSet,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use base::Digest;
@@ -28,12 +25,6 @@ use crate::{
 
 /// Records removed in one go when there is no limit to watch.
 const AT_ONCE: usize = 10;
-/// Room that work about to start must find on the disk at the least.
-const SPARE_BYTES: u64 = 64 << 20;
-/// How long a count of the store is good enough far from the ceiling.
-const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// How long [`Store::reserve`] waits for other work to let go of its room.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What may go, and how much has to stay.
 #[derive(Debug, Clone, Default)]
@@ -114,44 +105,6 @@ pub struct Pruned {
     pub blob_bytes: u64,
 }
 
-/// How close the store is to its ceiling.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pressure {
-    /// Bytes in use, work in flight included.
-    pub used: u64,
-    /// The ceiling.
-    pub ceiling: u64,
-}
-
-/// The ceiling and what is promised below it.
-pub(crate) struct Space {
-    ceiling: Option<u64>,
-    promised: Arc<AtomicU64>,
-    counted: Mutex<Option<(Instant, u64)>>,
-    /// One collection at a time.
-    collecting: Mutex<()>,
-}
-
-impl Space {
-    pub(crate) fn new(ceiling: Option<u64>) -> Self {
-        let (promised, counted) = (Arc::default(), Mutex::default());
-        Self { ceiling, promised, counted, collecting: Mutex::default() }
-    }
-}
-
-/// Room set aside for work about to start; dropping it gives it back.
-#[derive(Debug)]
-pub struct Reservation {
-    bytes: u64,
-    promised: Arc<AtomicU64>,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.promised.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 impl Store {
     /// Removes records by these rules, telling each, then blobs nobody speaks of.
     pub async fn prune(
@@ -173,7 +126,7 @@ impl Store {
         .await
     }
 
-    fn prune_blocking(
+    pub(crate) fn prune_blocking(
         &self,
         options: &[PruneOptions],
         mut on_removed: impl FnMut(Usage),
@@ -190,7 +143,7 @@ impl Store {
         }
         self.sweep(&released, &mut pruned);
         self.snapshotter().wait_removed();
-        *self.space().counted.lock().unwrap() = None;
+        self.space().changed();
         pruned
     }
 
@@ -271,117 +224,6 @@ impl Store {
                 }
             }
         }
-    }
-
-    /// Room for `bytes` more below the ceiling and on the disk, collecting if need be and waiting
-    /// a while for other work to end. Call before starting work; far below the ceiling this costs
-    /// next to nothing.
-    pub async fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, StoreError> {
-        self.find_disk_space(bytes).await?;
-        let promised = self.space().promised.clone();
-        let Some(ceiling) = self.space().ceiling else {
-            promised.fetch_add(bytes, Ordering::Relaxed);
-            return Ok(Reservation { bytes, promised });
-        };
-        let started = Instant::now();
-        let mut collected = false;
-        loop {
-            let promises = promised.load(Ordering::Relaxed);
-            let used = self.used(ceiling, collected).await?;
-            if used.saturating_add(promises).saturating_add(bytes) <= ceiling {
-                promised.fetch_add(bytes, Ordering::Relaxed);
-                return Ok(Reservation { bytes, promised });
-            }
-            if !collected {
-                let target = ceiling.saturating_sub(bytes).saturating_sub(promises).max(1);
-                let overhead = self.overhead();
-                let overhead = overhead.meta + overhead.blobs + overhead.in_flight;
-                let max_used_space = target.saturating_sub(overhead).max(1);
-                let options = PruneOptions { all: true, max_used_space, ..Default::default() };
-                self.prune(options, |_| {}).await?;
-                collected = true;
-                continue;
-            }
-            // Only somebody who holds something can still make room.
-            let busy = promises > 0 || self.state().records.values().any(|it| it.in_use());
-            if !busy || started.elapsed() > PATIENCE {
-                return Err(StoreError::Ceiling { used, ceiling });
-            }
-            self.wait_released().await;
-            collected = false;
-        }
-    }
-
-    async fn find_disk_space(self: &Arc<Self>, bytes: u64) -> Result<(), StoreError> {
-        let wanted = bytes.saturating_add(SPARE_BYTES);
-        let free = || {
-            rustix::fs::statvfs(self.root()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize)
-        };
-        if free() >= wanted {
-            return Ok(());
-        }
-        let options = PruneOptions { all: true, min_free_space: wanted, ..Default::default() };
-        self.prune(options, |_| {}).await?;
-        if free() >= wanted {
-            return Ok(());
-        }
-        Err(StoreError::NoSpace { doing: format!("find {wanted} bytes for work to start") })
-    }
-
-    /// Completes when the store, work in flight measured, is above its ceiling, after an attempt
-    /// to collect; never without a ceiling. Whoever runs work races it against this and fails with
-    /// [`StoreError::Ceiling`] before the disk is full.
-    pub async fn ceiling_exceeded(self: &Arc<Self>) -> Pressure {
-        let Some(ceiling) = self.space().ceiling else { return std::future::pending().await };
-        loop {
-            tokio::time::sleep(COUNT_EVERY).await;
-            let Ok(used) = self.used(ceiling, false).await else { continue };
-            if used <= ceiling {
-                continue;
-            }
-            let options = PruneOptions { all: true, max_used_space: ceiling, ..Default::default() };
-            let pruned = self.prune(options, |_| {}).await;
-            if let (Ok(_), Ok(used)) = (pruned, self.used(ceiling, true).await)
-                && used > ceiling
-            {
-                return Pressure { used, ceiling };
-            }
-        }
-    }
-
-    /// Bytes in use with writers' layers as they are now. Far from the ceiling a count of a moment
-    /// ago is good enough.
-    async fn used(self: &Arc<Self>, ceiling: u64, exact: bool) -> Result<u64, StoreError> {
-        if !exact
-            && let Some((at, used)) = *self.space().counted.lock().unwrap()
-            && at.elapsed() < COUNT_EVERY
-            && used < ceiling / 5 * 4
-        {
-            return Ok(used);
-        }
-        let store = self.clone();
-        blocking("measure the store", move || {
-            let overhead = store.overhead();
-            let (total, writing) = {
-                let state = store.state();
-                let census = store.census(&state, &HashSet::new());
-                let writers = state.records.values().filter(|record| record.writer);
-                let known = |own: &snapshot::LayerId| {
-                    state.layers.get(own).map_or(0, |layer| layer.row.size)
-                };
-                let own = writers.filter_map(|record| record.row.own.clone());
-                let writing: Vec<_> = own.map(|own| (known(&own), own)).collect();
-                (census.total(), writing)
-            };
-            let mut used = total + overhead.meta + overhead.blobs + overhead.in_flight;
-            for (known, layer) in writing {
-                let now = store.snapshotter().usage(&layer).map_or(known, |usage| usage.bytes);
-                used = used.saturating_sub(known) + now;
-            }
-            *store.space().counted.lock().unwrap() = Some((Instant::now(), used));
-            Ok(used)
-        })
-        .await
     }
 }
 

@@ -23,6 +23,8 @@ mod model;
 mod pull;
 mod record;
 mod recover;
+mod sizes;
+mod space;
 mod state;
 mod store;
 mod table;
@@ -33,15 +35,13 @@ pub use blobs::{BlobOptions, LayerBlob};
 pub use content::{Blob, Content, ContentReader, ContentWriter};
 pub use error::{BoxError, StoreError};
 pub use filter::{Fields, Filter};
-pub use gc::{
-    GcPolicy, Pressure, PruneOptions, Pruned, Reservation, default_policies, disk_total,
-    percent_of_disk,
-};
+pub use gc::{GcPolicy, PruneOptions, Pruned, default_policies, disk_total, percent_of_disk};
 pub use images::Images;
 pub use model::{BlobInfo, Image, RecordId, RecordKind};
 pub use pull::{ImageLayer, ImageLayers, LayerProgress, LayerStage, no_progress};
 pub use record::{MutRef, NewRecord, Ref};
 pub use recover::Recovery;
+pub use space::{Pressure, Room};
 pub use store::{Config, Store};
 pub use table::Table;
 pub use usage::{Overhead, Usage};

@@ -474,7 +474,8 @@ fn extract(store: &Store, layer: &Missing, mut pieces: Pieces) -> Result<Extract
     let mut tar =
         compress::Decoder::new(&mut pieces, compress::Limits::default()).map_err(damaged)?;
     let lowers = distinct(&layer.lowers);
-    let limits = snapshot::Limits::default();
+    let brake = store.snapshotter().brake().clone();
+    let limits = snapshot::Limits { brake, ..snapshot::Limits::default() };
     let extracted = store.snapshotter().extract(&layer.layer, &lowers, &mut tar, &limits)?;
     drop(tar);
     // Whatever follows the compressed data belongs to the blob's digest.

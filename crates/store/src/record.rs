@@ -22,6 +22,7 @@ use crate::{
     layers::{Chore, distinct},
     meta::{Meta, T},
     model::{LayerRow, RecordRow, Shape, now},
+    space,
     state::{Layer, Record, State},
 };
 
@@ -58,6 +59,7 @@ pub(crate) struct Handle {
     tree: Mutex<Option<Tree>>,
     index: OnceLock<Arc<Mutex<Index>>>,
     index_key: String,
+    unused: std::sync::atomic::AtomicBool,
     pub providers: Mutex<Vec<Arc<dyn oci::Provider>>>,
     /// Kept for their providers: a merge of lazy images is as lazy as they are.
     pub inputs: Mutex<Vec<Ref>>,
@@ -156,6 +158,18 @@ impl Ref {
         self.handle.index.get_or_init(load).clone()
     }
 
+    /// The content digests as they were last stored.
+    pub(crate) fn stored_index(&self) -> Index {
+        let stored = self.store().meta().get(T::Indexes, self.handle.index_key.as_bytes());
+        let stored = stored.ok().flatten();
+        stored.and_then(|bytes| Index::from_bytes(&bytes).ok()).unwrap_or_default()
+    }
+
+    /// Letting go of this handle does not count as a use of the record.
+    pub(crate) fn forget_use(&self) {
+        self.handle.unused.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Free metadata under `key`.
     pub fn metadata(&self, key: &str) -> Option<String> {
         self.row(|row| row.metadata.get(key).cloned())
@@ -217,6 +231,7 @@ impl Ref {
             tree: Mutex::default(),
             index: OnceLock::new(),
             index_key: index_key(&keeper, &record.row),
+            unused: false.into(),
             providers: Mutex::default(),
             inputs: Mutex::default(),
         });
@@ -245,7 +260,9 @@ impl Drop for Handle {
             if discard {
                 (state.remove_idle(&keeper, self.store.meta()), mutable)
             } else {
-                state.used(&keeper, self.store.meta());
+                if !*self.unused.get_mut() {
+                    state.used(&keeper, self.store.meta());
+                }
                 (Vec::new(), mutable)
             }
         };
@@ -315,8 +332,15 @@ impl Store {
         }
         let layer_row = LayerRow { here: true, writing: true, ..LayerRow::default() };
         state.layers.insert(layer.clone(), Layer { row: layer_row, owners: 0 });
-        state
-            .insert(id.clone(), Record { writer: true, retain: record.retain, ..Record::new(row) });
+        state.insert(
+            id.clone(),
+            Record {
+                writer: true,
+                room: space::current(),
+                retain: record.retain,
+                ..Record::new(row)
+            },
+        );
         state.save_both(&id, self.meta());
         drop(state);
         Ok(MutRef {
@@ -343,6 +367,7 @@ impl Store {
                 return Err(StoreError::InUse(id.clone()));
             }
             record.writer = true;
+            record.room = space::current();
             index_key = self::index_key(id, &record.row);
             let layer = record.row.own.clone().expect("a mutable record has a layer of its own");
             let lowers = distinct(record.lowers());

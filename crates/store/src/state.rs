@@ -30,6 +30,8 @@ pub(crate) struct Record {
     pub children: usize,
     /// A [`crate::MutRef`] exists.
     pub writer: bool,
+    /// The room in which the writer works.
+    pub room: Option<u64>,
     /// Mutable: goes back to the store when the writer lets go.
     pub retain: bool,
     /// Goes as soon as it is idle.
@@ -39,7 +41,16 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) fn new(row: RecordRow) -> Self {
         let handle = Weak::new();
-        Self { row, holds: 0, handle, children: 0, writer: false, retain: true, discard: false }
+        Self {
+            row,
+            holds: 0,
+            handle,
+            children: 0,
+            writer: false,
+            room: None,
+            retain: true,
+            discard: false,
+        }
     }
 
     /// Nobody holds, writes or builds on it.

@@ -15,13 +15,13 @@ use crate::{
     Content, GcPolicy, Images, RecordId, Recovery, Ref, StoreError, Table,
     blobs::Makers,
     error::Doing as _,
-    gc::Space,
     images::ImageMap,
     layers::Tidy,
     lock::FolderLock,
     meta::{Meta, T},
     pull::Flights,
     recover::{self, Found},
+    space::{self, Space},
     state::State,
 };
 
@@ -109,9 +109,9 @@ impl Store {
         for chore in measure {
             tidy.add(chore);
         }
-        let content = Content::new(root, meta.clone(), content);
+        let content = Content::new(root, meta.clone(), content, snapshotter.brake().clone());
         let space = Space::new(config.ceiling);
-        Ok(Arc::new(Self {
+        let store = Arc::new(Self {
             config,
             worker_id,
             recovery,
@@ -127,7 +127,9 @@ impl Store {
             released: Notify::new(),
             tidy,
             _lock: lock,
-        }))
+        });
+        space::watch(&store)?;
+        Ok(store)
     }
 
     /// The state folder.

@@ -77,6 +77,8 @@ pub struct Overhead {
     pub blobs: u64,
     /// Blobs being written.
     pub in_flight: u64,
+    /// Journals, logs, layers being made or removed, and the folders that hold all this.
+    pub other: u64,
 }
 
 /// Sizes and sharing of all records at one moment.
@@ -87,13 +89,6 @@ pub(crate) struct Census {
     pub used: HashSet<RecordId>,
     /// Bytes of blobs that belong to no record.
     pub other_blobs: u64,
-}
-
-impl Census {
-    /// Bytes of all records.
-    pub(crate) fn total(&self) -> u64 {
-        self.sizes.values().sum()
-    }
 }
 
 impl Store {
@@ -116,10 +111,15 @@ impl Store {
     /// measured when they are let go) this is what the state folder takes.
     pub fn overhead(&self) -> Overhead {
         let census = self.census(&self.state(), &HashSet::new());
+        let meta = allocated(&self.root().join("meta"));
+        let ingest = allocated_below(&self.root().join("content").join("ingest"));
+        let folders = ["", "content", "content/sha256", "snapshots"];
+        let folders: u64 = folders.iter().map(|name| allocated(&self.root().join(name))).sum();
         Overhead {
-            meta: allocated(&self.root().join("meta")),
+            meta,
             blobs: census.other_blobs,
-            in_flight: self.content().in_flight(),
+            in_flight: ingest,
+            other: folders + self.overhead_files().saturating_sub(meta + ingest),
         }
     }
 
@@ -221,6 +221,17 @@ pub(crate) fn usage(id: &RecordId, record: &Record, census: &Census) -> Usage {
         description: row.description.clone(),
         kind: row.kind,
     }
+}
+
+/// Bytes on disk of a file, or of a folder and all that is in it.
+pub(crate) fn allocated_below(path: &Path) -> u64 {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return 0 };
+    let own = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
+    if !metadata.is_dir() {
+        return own;
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    own + entries.map(|entry| allocated_below(&entry.path())).sum::<u64>()
 }
 
 /// Bytes a file takes on disk.

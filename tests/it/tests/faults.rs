@@ -200,35 +200,13 @@ fn one_state_folder_has_one_daemon() {
     daemon.ok(&["debug", "workers"]);
 }
 
-/// A small file system that fills up.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(size: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(folder.path())
-            .status()
-            .unwrap();
-        assert!(mounted.success());
-        Self(folder)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_fails_the_build_and_not_the_daemon() {
     if !can_run() {
         return;
     }
-    let disk = SmallDisk::new("96m");
-    let daemon = Daemon::with_state(&disk.0.path().join("state"));
+    let disk = it::SmallDisk::new("96m");
+    let daemon = Daemon::with_state(&disk.path().join("state"));
     let full = refused(&daemon, "RUN dd if=/dev/zero of=/big bs=1M count=200\n");
     assert!(full.to_lowercase().contains("no space left"), "{full}");
     daemon.left_clean();

@@ -1,4 +1,4 @@
-//! Load and time: many clients at once, many builds in a row.
+//! Load and time: many clients at once, many builds in a row, kills and full disks in the middle.
 //!
 //! Each run here is short; `RBUILD_STRESS=long` makes it the one that releases are judged by (see
 //! CONTRIBUTING.md). Figures are printed.
@@ -6,12 +6,16 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write as _,
     process::Stdio,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use it::{Context, Daemon, can_run, long, text};
+use it::{Context, Daemon, can_run, eventually, long, text};
 
 /// A step that leaves its name in a folder that all steps share, each time it runs.
 fn counted(name: &str) -> String {
@@ -158,4 +162,148 @@ fn dropped_clients_leave_nothing_behind() {
     println!("after {} dropped clients: {} open files", rounds * 3, daemon.open_files());
     assert!(daemon.open_files() < 100, "{} open files", daemon.open_files());
     daemon.ok(&["build", &Context::new("RUN true\n").arg()]);
+}
+
+/// One client of the mixed workload: builds, exports, images, containers, prunes, until told to
+/// stop. Some fail when the daemon is killed or the disk is full; what they say is kept.
+fn busy_client(
+    daemon: &Daemon,
+    context: &Context,
+    client: u64,
+    stop: &AtomicBool,
+    said: &Mutex<String>,
+) {
+    let mut random = it::Random::seeded(client);
+    let name = format!("Dockerfile.busy-{client}");
+    let file = context.path().join(&name).display().to_string();
+    let out = tempfile::tempdir().unwrap();
+    let folder = format!("type=local,dest={}", out.path().display());
+    let archive = format!("type=oci,dest={}", out.path().join("image.tar").display());
+    while !stop.load(Ordering::Relaxed) {
+        let (number, kilobytes) = (random.below(1 << 40), random.below(3000));
+        let dockerfile = format!(
+            "{}FROM base\nRUN echo {} > /few\n\
+             RUN --mount=type=cache,target=/c,id=c{} dd if=/dev/zero of=/c/f bs=1k count={kilobytes}\n\
+             RUN dd if=/dev/urandom of=/big bs=1k count={kilobytes} && echo {number} > /number\n\
+             COPY busybox /copied/{number}\n\
+             FROM base\nCOPY --from=1 /number /big /made/\nCOPY --link --from=1 /few /few\n",
+            it::BASE,
+            random.below(5),
+            random.below(3),
+        );
+        context.write(&name, dockerfile.as_bytes());
+        let tag = format!("busy:{}", random.below(6));
+        let context = context.arg();
+        let build = ["build", "--progress", "plain", "-f", &file, &context];
+        let with = |more: &[&str]| daemon.ctl(&[&build[..], more].concat());
+        let done = match random.below(10) {
+            0 => daemon.ctl(&["prune", "--filter", "type==exec.cachemount"]),
+            1 => daemon.ctl(&["prune", "--all", "--keep-storage", "20"]),
+            2 => daemon.ctl(&["run", "--rm", &tag, "sh", "-c", "echo x > /x; sleep 0.1"]),
+            3 | 4 => with(&["-o", &folder]),
+            5 => with(&["-o", &archive]),
+            _ => with(&["-t", &tag]),
+        };
+        if !done.status.success() {
+            said.lock().unwrap().push_str(&text(&done));
+        }
+    }
+}
+
+#[test]
+fn kills_at_any_moment_lose_nothing_that_was_told() {
+    if !can_run() {
+        return;
+    }
+    let kills = if long() { 200 } else { 6 };
+    let mut daemon = Daemon::start();
+    let context = Context::new("");
+    let mut random = it::Random::new();
+    let mut slowest = Duration::ZERO;
+    let known = Context::new("RUN echo known > /known\n");
+    let mut tag = String::new();
+    for kill in 0..kills {
+        let stop = AtomicBool::new(false);
+        let said = Mutex::new(String::new());
+        let pid = daemon.pid();
+        std::thread::scope(|scope| {
+            for client in 0..4 {
+                let (daemon, context, stop, said) = (&daemon, &context, &stop, &said);
+                scope.spawn(move || busy_client(daemon, context, kill * 4 + client, stop, said));
+            }
+            std::thread::sleep(Duration::from_millis(100 + random.below(1900)));
+            stop.store(true, Ordering::Relaxed);
+            it::kill(pid);
+        });
+        daemon.kill();
+        assert!(!said.lock().unwrap().contains("panicked"), "{}", said.lock().unwrap());
+        eventually(Duration::from_secs(5), "no process of a step outlives its daemon", || {
+            Daemon::processes("bs=1k count=").is_empty()
+        });
+        let started = Instant::now();
+        daemon.restart();
+        slowest = slowest.max(started.elapsed());
+        let verified = daemon.ok(&["verify"]);
+        assert!(verified.contains("everything is as it should be"), "kill {kill}: {verified}");
+        assert_eq!(daemon.strange_groups(), Vec::<String>::new(), "kill {kill}");
+        daemon.left_clean();
+        // A tag that a client was told of is there, and works.
+        if !tag.is_empty() {
+            let said = daemon.ok(&["run", "--rm", &tag, "cat", "/known", "/kill"]);
+            assert_eq!(said, format!("known\n{}\n", kill - 1));
+        }
+        tag = format!("known:{kill}");
+        known.dockerfile(&format!("RUN echo known > /known\nRUN echo {kill} > /kill\n"));
+        daemon.ok(&["build", "-t", &tag, &known.arg()]);
+        assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    }
+    println!("{kills} kills; the slowest start took {} ms", slowest.as_millis());
+    assert!(slowest < Duration::from_secs(if long() { 1 } else { 3 }), "{slowest:?}");
+}
+
+#[test]
+fn a_disk_that_fills_up_now_and_then_fails_builds_only() {
+    if !can_run() {
+        return;
+    }
+    let rounds = if long() { 60 } else { 4 };
+    let disk = it::SmallDisk::new("200m");
+    let daemon = Daemon::with_state(&disk.path().join("state"));
+    let context = Context::new("");
+    let mut random = it::Random::new();
+    let mut failed = 0;
+    for round in 0..rounds {
+        let (stop, said) = (AtomicBool::new(false), Mutex::new(String::new()));
+        std::thread::scope(|scope| {
+            for client in 0..3 {
+                let (daemon, context, stop, said) = (&daemon, &context, &stop, &said);
+                scope.spawn(move || busy_client(daemon, context, round * 3 + client, stop, said));
+            }
+            std::thread::sleep(Duration::from_millis(random.below(1500)));
+            // Somebody else takes what is left.
+            let hog = disk.path().join("hog");
+            let mut file = fs::File::create(&hog).unwrap();
+            while file.write_all(&[7; 64 << 10]).is_ok() {}
+            std::thread::sleep(Duration::from_millis(500 + random.below(1000)));
+            stop.store(true, Ordering::Relaxed);
+            drop(file);
+            fs::remove_file(&hog).unwrap();
+        });
+        let said = said.into_inner().unwrap();
+        let lower = said.to_lowercase();
+        if !said.is_empty() {
+            failed += 1;
+            let told = lower.contains("no space left") || lower.contains("not found");
+            assert!(told, "round {round}: {said}");
+        }
+        assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+        daemon.ok(&["prune", "--all"]);
+        let next = Context::new(&format!("RUN echo {round} > /round\n"));
+        daemon.ok(&["build", "-t", "next:1", &next.arg()]);
+        assert_eq!(daemon.ok(&["run", "--rm", "next:1", "cat", "/round"]), format!("{round}\n"));
+        let verified = daemon.ok(&["verify"]);
+        assert!(verified.contains("everything is as it should be"), "round {round}: {verified}");
+    }
+    daemon.left_clean();
+    println!("{rounds} rounds, in {failed} of them builds failed");
 }

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 use client::{ClientError, progress::format_bytes};
-use proto::control::{DiskUsageRequest, UsageRecord};
+use proto::{
+    control::{DiskUsageRequest, UsageRecord},
+    rbuild::v1::{StorageUsageRequest, StorageUsageResponse},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -32,7 +35,8 @@ impl DuArgs {
     /// Prints the table and its sums.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         let format = self.format.as_deref().map(Format::parse).transpose()?;
-        let mut control = connection.connect().await?.control();
+        let client = connection.connect().await?;
+        let mut control = client.control();
         let request = DiskUsageRequest { filter: self.filter.clone(), age_limit: 0 };
         let answer = control.disk_usage(request).await;
         let mut records =
@@ -50,6 +54,12 @@ impl DuArgs {
         }
         if self.filter.is_empty() {
             print!("{}", summary(&records));
+        }
+        // Daemons that are not ours do not tell.
+        if self.verbose
+            && let Ok(usage) = client.storage().usage(StorageUsageRequest {}).await
+        {
+            print!("{}", rest(usage.get_ref()));
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -113,6 +123,20 @@ fn summary(records: &[UsageRecord]) -> String {
     }
     put("Reclaimable:", sum(|record| !record.in_use));
     put("Total:", total);
+    tabbed(&lines)
+}
+
+/// What belongs to no record, and the limit.
+fn rest(usage: &StorageUsageResponse) -> String {
+    let mut lines = Vec::new();
+    let mut put = |key: &str, size: i64| lines.push(vec![key.to_owned(), format_bytes(size)]);
+    put("Blobs of images and history:", usage.blobs);
+    put("Metadata:", usage.metadata);
+    put("Work in flight, logs, folders:", usage.other);
+    put("On disk:", usage.records + usage.blobs + usage.metadata + usage.other);
+    if usage.ceiling > 0 {
+        put("Ceiling:", usage.ceiling);
+    }
     tabbed(&lines)
 }
 

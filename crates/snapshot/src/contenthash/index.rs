@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base::{Digest, Hasher};
 
 use super::Stat;
-use crate::{scoped, sys};
+use crate::{Tree, scoped, sys};
 
 /// Longest path that is recorded; no system makes longer ones.
 const LONGEST_PATH: usize = 4096;
@@ -138,6 +138,37 @@ impl Index {
     /// Whether something was learnt since it was made, restored or stored.
     pub fn is_dirty(&self) -> bool {
         self.dirty
+    }
+
+    /// Digests the regular files whose digests are recorded anew: how many there are, and in words
+    /// which are not (any more) what they were.
+    pub fn wrong_files(&self, tree: &Tree) -> (u64, Vec<String>) {
+        let mut recorded = Vec::new();
+        let mut stack = vec![(Vec::new(), &self.root)];
+        while let Some((path, folder)) = stack.pop() {
+            for (name, node) in &folder.children {
+                let path = [&path[..], &b"/"[..], &name[..]].concat();
+                match node {
+                    Node::Folder(folder) => stack.push((path, folder)),
+                    Node::File { digest: Some(digest), regular: true } => {
+                        recorded.push((path, *digest));
+                    }
+                    Node::File { .. } | Node::Symlink { .. } => {}
+                }
+            }
+        }
+        let mut fresh = Index::new();
+        let mut wrong = Vec::new();
+        for (path, digest) in &recorded {
+            let shown = String::from_utf8_lossy(path);
+            match fresh.entry_digest(tree, path) {
+                Ok(Some(found)) if found == *digest => {}
+                Ok(Some(_)) => wrong.push(format!("{shown} has another content than it had")),
+                Ok(None) => wrong.push(format!("{shown} is gone")),
+                Err(error) => wrong.push(format!("{shown} cannot be read: {error}")),
+            }
+        }
+        (recorded.len() as u64, wrong)
     }
 
     fn insert(&mut self, path: &[u8], mut node: Node) {

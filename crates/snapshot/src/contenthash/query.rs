@@ -153,7 +153,7 @@ impl Index {
     }
 
     /// Digest of the resolved path `real`, `None` if it does not exist.
-    fn entry_digest(&mut self, tree: &Tree, real: &[u8]) -> Result<Option<Digest>, HashError> {
+    pub(super) fn entry_digest(&mut self, tree: &Tree, real: &[u8]) -> Result<Option<Digest>, HashError> {
         if !self.knows(tree, real)? {
             return Ok(None);
         }

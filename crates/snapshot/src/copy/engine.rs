@@ -296,7 +296,7 @@ impl<'a> Job<'a> {
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(failed("read", src))?;
         let mut tar = compression::decompress(file)
             .map_err(|cause| refused(LayerError::Stream { doing: "read", cause }))?;
-        let limits = Limits::default();
+        let limits = Limits { brake: self.target.brake().clone(), ..Limits::default() };
         unpack(self.target, &place.path, &mut tar, &limits, self.options.owner).map_err(refused)?;
         places::restore_times(root, &made, self.options.timestamp)?;
         Ok(true)
@@ -676,7 +676,7 @@ fn plain_file(
     let input = File::from(sys::open_file(source, from).map_err(failed("open", path))?);
     let make = || transfer::create_file(target, to);
     let output = replacing(target, to, path, job.options, make)?.map_err(failed("create", path))?;
-    transfer::content(&input, &output, meta)
+    transfer::content(&input, &output, meta, Some(job.target.brake()))
         .map_err(|error| FileError::io("write", shown(path), error))?;
     let attributes = &job.attributes;
     let set = || -> SysResult<()> {

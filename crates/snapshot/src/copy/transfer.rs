@@ -13,6 +13,7 @@ use rustix::{
 };
 
 use crate::{
+    Brake,
     layer::is_overlay_private,
     sys::{self, At, Meta, SysResult},
 };
@@ -27,7 +28,12 @@ thread_local! {
 
 /// Copies the content of `source` into the empty file `target`: shared blocks where the file system
 /// can, else bytes, keeping the holes of sparse files.
-pub(crate) fn content(source: &File, target: &File, meta: &Meta) -> io::Result<()> {
+pub(crate) fn content(
+    source: &File,
+    target: &File,
+    meta: &Meta,
+    brake: Option<&Brake>,
+) -> io::Result<()> {
     if meta.size == 0 {
         return Ok(());
     }
@@ -35,13 +41,18 @@ pub(crate) fn content(source: &File, target: &File, meta: &Meta) -> io::Result<(
         return Ok(());
     }
     if meta.blocks.saturating_mul(512) < meta.size {
-        return sparse(source, target, meta.size);
+        return sparse(source, target, meta.size, brake);
     }
-    copy_bytes(source, target, u64::MAX, meta.size).map(drop)
+    copy_bytes(source, target, (u64::MAX, meta.size), brake).map(drop)
 }
 
 /// Copies at most `most` bytes from where both stand; `hint` sizes the buffer.
-fn copy_bytes(mut source: &File, mut target: &File, most: u64, hint: u64) -> io::Result<u64> {
+fn copy_bytes(
+    mut source: &File,
+    mut target: &File,
+    (most, hint): (u64, u64),
+    brake: Option<&Brake>,
+) -> io::Result<u64> {
     BUFFER.with_borrow_mut(|buffer| {
         // One byte more than the file has, so that a single read sees its end.
         let size = usize::try_from(hint.min(most).saturating_add(1)).unwrap_or(PIECE).min(PIECE);
@@ -57,6 +68,7 @@ fn copy_bytes(mut source: &File, mut target: &File, most: u64, hint: u64) -> io:
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            brake.map_or(Ok(()), Brake::check)?;
             target.write_all(&buffer[..length])?;
             copied += length as u64;
             if length < piece && copied == hint {
@@ -67,7 +79,7 @@ fn copy_bytes(mut source: &File, mut target: &File, most: u64, hint: u64) -> io:
     })
 }
 
-fn sparse(source: &File, target: &File, size: u64) -> io::Result<()> {
+fn sparse(source: &File, target: &File, size: u64, brake: Option<&Brake>) -> io::Result<()> {
     target.set_len(size)?;
     let mut at = 0;
     while at < size {
@@ -81,7 +93,7 @@ fn sparse(source: &File, target: &File, size: u64) -> io::Result<()> {
         let end = rustix::fs::seek(source, SeekFrom::Hole(data)).unwrap_or(size).max(data + 1);
         rustix::fs::seek(source, SeekFrom::Start(data))?;
         rustix::fs::seek(target, SeekFrom::Start(data))?;
-        copy_bytes(source, target, end - data, end - data)?;
+        copy_bytes(source, target, (end - data, end - data), brake)?;
         at = end;
     }
     Ok(())
@@ -119,7 +131,7 @@ pub(crate) fn entry_as_is(
         sys::FILE => {
             let input = File::from(sys::open_file(source, from)?);
             let output = create_file(target, to)?;
-            content(&input, &output, meta).map_err(raw)?;
+            content(&input, &output, meta, None).map_err(raw)?;
             sys::chown_fd(&output, meta.uid, meta.gid)?;
             sys::chmod_fd(&output, meta.mode)?;
             xattrs(At::Fd(input.as_fd()), At::Fd(output.as_fd()));

@@ -26,7 +26,7 @@ use std::{
 use base::Digest;
 use rustix::fs::CWD;
 
-use crate::{SnapshotError, Tree, folders::bytes, sys};
+use crate::{Brake, SnapshotError, Tree, folders::bytes, sys};
 
 pub use tar_read::fuzz_tar;
 pub(crate) use unpack::Unpacked;
@@ -54,11 +54,19 @@ pub struct Limits {
     pub total_size: u64,
     /// Most bytes in one extended header.
     pub header_size: usize,
+    /// Asked before content is written.
+    pub brake: Brake,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 10_000_000, name_length: 4095, total_size: 1 << 40, header_size: 1 << 20 }
+        Self {
+            entries: 10_000_000,
+            name_length: 4095,
+            total_size: 1 << 40,
+            header_size: 1 << 20,
+            brake: Brake::default(),
+        }
     }
 }
 

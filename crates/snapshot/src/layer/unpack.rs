@@ -24,7 +24,7 @@ use super::{
     write::WHITEOUT,
 };
 use crate::{
-    SnapshotError, Tree,
+    Brake, SnapshotError, Tree,
     copy::Owner,
     folders::bytes,
     scoped,
@@ -119,6 +119,7 @@ fn unpack_into(
     let mut unpacker = Unpacker {
         root,
         options,
+        brake: &limits.brake,
         at: None,
         times: Vec::new(),
         implied: Vec::new(),
@@ -142,6 +143,7 @@ fn unpack_into(
 struct Unpacker<'a> {
     root: OwnedFd,
     options: &'a Options,
+    brake: &'a Brake,
     /// The folder used last, by the name it was asked for.
     at: Option<(Vec<u8>, OwnedFd)>,
     times: Vec<(Vec<u8>, Time, Time)>,
@@ -442,7 +444,9 @@ impl Unpacker<'_> {
                 if length == 0 {
                     break;
                 }
-                file.write_all(&self.buffer[..length])
+                self.brake
+                    .check()
+                    .and_then(|()| file.write_all(&self.buffer[..length]))
                     .map_err(|error| write_failed(entry, error))?;
             },
             Some(map) => self.sparse(reader, entry, &file, map)?,
@@ -469,7 +473,9 @@ impl Unpacker<'_> {
                 if read == 0 {
                     return Err(refused(entry, "its sparse map does not fit its data"));
                 }
-                file.write_all_at(&self.buffer[..read], at)
+                self.brake
+                    .check()
+                    .and_then(|()| file.write_all_at(&self.buffer[..read], at))
                     .map_err(|error| write_failed(entry, error))?;
                 at += read as u64;
                 left -= read as u64;

@@ -200,10 +200,24 @@ async fn the_ceiling_collects_and_then_refuses() {
     assert!(matches!(error, StoreError::Ceiling { .. }), "{error}");
     assert!(error.is_no_space());
 
-    let greedy = begin(&store, None, "greedy");
+    let rooms = [store.reserve(0).await.unwrap(), store.reserve(0).await.unwrap()];
+    let modest = rooms[0].scope(async { begin(&store, None, "modest") }).await;
+    write(&modest.tree().unwrap(), "f", "x");
+    let greedy = rooms[1].scope(async { begin(&store, None, "greedy") }).await;
     write(&greedy.tree().unwrap(), "f", &"x".repeat(17 << 20));
-    let pressure = store.ceiling_exceeded().await;
-    assert!(pressure.used > ceiling);
+    let error = rooms[1].withdrawn().await;
+    assert!(matches!(error, StoreError::Ceiling { .. }), "{error}");
+    let full = store.content().writer().unwrap().write_all(&[0; 1 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let within = std::time::Duration::from_millis(20);
+    assert!(tokio::time::timeout(within, rooms[0].withdrawn()).await.is_err(), "wrote little");
+    drop((greedy, rooms));
+    store.settle().await;
+    while store.at_ceiling().is_some() {
+        tokio::time::sleep(within).await;
+    }
+    store.content().writer().unwrap().write_all(&[0; 1 << 20]).unwrap();
+    drop(modest);
 }
 
 #[tokio::test]
@@ -241,7 +255,7 @@ async fn a_full_disk_is_an_error_of_its_own() {
     drop(writer);
     kept.blobs(BlobOptions::default()).await.unwrap();
     store.flush().await.unwrap();
-    assert!(matches!(store.reserve(0).await, Err(StoreError::NoSpace { .. })));
+    assert!(matches!(store.reserve(1 << 30).await, Err(StoreError::NoSpace { .. })));
     let id = kept.id().clone();
     drop((kept, store));
     let store = open(folder.path());

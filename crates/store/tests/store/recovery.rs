@@ -104,9 +104,13 @@ async fn verify_finds_damage_and_repairs() {
     let made = with_file(&store, None, "a", "1").await;
     let lost = with_file(&store, None, "b", "2").await;
     let blobs = made.blobs(BlobOptions::default()).await.unwrap();
-    let clean = store.verify().await.unwrap();
-    assert_eq!((clean.blobs, clean.records), (1, 2));
-    assert!(clean.damaged.is_empty() && clean.dropped.is_empty() && clean.notes.is_empty());
+    let changed = with_file(&store, None, "c", "3").await;
+    changed.index().lock().unwrap().checksum(&changed.tree().unwrap(), "/", false).unwrap();
+    let (changed_id, file) = (changed.id().clone(), changed.layers()[0].clone());
+    drop(changed);
+    let clean = store.verify(false).await.unwrap();
+    assert_eq!((clean.blobs, clean.records, clean.files), (1, 3, 1));
+    assert!(clean.is_clean(), "{clean:?}");
 
     let digest = blobs[0].descriptor.digest;
     let path = store.content().path(&digest);
@@ -115,10 +119,20 @@ async fn verify_finds_damage_and_repairs() {
     let (lost_id, layer) = (lost.id().clone(), lost.layers()[0].clone());
     drop(lost);
     store.snapshotter().remove(&layer).unwrap();
-    let found = store.verify().await.unwrap();
-    assert_eq!(found.damaged, [digest]);
-    assert_eq!(found.dropped, std::slice::from_ref(&lost_id));
-    assert!(!store.contains(&lost_id));
+    let file = store.snapshotter().layer_path(&file).join("c");
+    std::fs::write(file, "4").unwrap();
+    for repair in [false, true] {
+        let found = store.verify(repair).await.unwrap();
+        assert_eq!(found.damaged, [digest]);
+        assert_eq!(found.broken, [lost_id.clone(), changed_id.clone()]);
+        assert_eq!(
+            found.notes,
+            [format!("record {changed_id}: /c has another content than it had")]
+        );
+        assert_eq!(store.contains(&lost_id), !repair);
+        assert_eq!(store.contains(&changed_id), !repair);
+    }
+    assert!(store.verify(false).await.unwrap().is_clean());
     // The blob is made again from the files.
     let again = made.blobs(BlobOptions::default()).await.unwrap();
     assert_eq!(again[0].descriptor.digest, digest);
