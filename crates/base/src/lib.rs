@@ -7,6 +7,7 @@ pub mod digest;
 pub mod fs;
 pub mod gojson;
 pub mod gomode;
+pub mod goquote;
 pub mod gotar;
 pub mod id;
 pub mod path;

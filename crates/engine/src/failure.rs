@@ -36,7 +36,7 @@ pub(crate) fn from_build(job: &Job, error: &BuildError<OpError>) -> FrontendErro
 
 /// The failure of an op.
 pub(crate) fn from_op(error: &OpError) -> FrontendError {
-    let mut failure = FrontendError::with_code(error.code(), error.to_string());
+    let mut failure = FrontendError::with_code(error.code(), error.summary());
     failure.details = error.details();
     failure
 }

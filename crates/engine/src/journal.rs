@@ -296,7 +296,8 @@ impl Journal {
     /// Follows the journal from its beginning to its end.
     pub fn reader(self: &Arc<Self>) -> io::Result<Reader> {
         let file = File::open(&self.path)?;
-        Ok(Reader { file, offset: 0, written: Some(self.written.subscribe()), end: 0 })
+        let written = Some(self.written.subscribe());
+        Ok(Reader { file, offset: 0, written, end: 0, second: None })
     }
 }
 
@@ -333,17 +334,43 @@ pub struct Reader {
     offset: u64,
     end: u64,
     written: Option<watch::Receiver<Written>>,
+    /// What follows the first message.
+    second: Option<StatusResponse>,
 }
 
 impl Reader {
     /// Reads a finished journal from a file.
     pub fn finished(file: File) -> io::Result<Self> {
         let end = file.metadata()?.len();
-        Ok(Self { file, offset: 0, end, written: None })
+        Ok(Self { file, offset: 0, end, written: None, second: None })
     }
 
     /// The next messages, joined up to about 1 MiB; `None` at the end.
+    ///
+    /// The first message holds vertices as they started and nothing else. Clients print the first
+    /// one at once and later ones a few times a second, and print nothing more of a vertex once they
+    /// printed its end: the warnings that follow on the heels of a quick one would be lost on them.
     pub async fn next(&mut self) -> io::Result<Option<StatusResponse>> {
+        if let Some(second) = self.second.take() {
+            return Ok(Some(second));
+        }
+        let is_first = self.offset == 0;
+        let Some(message) = self.read().await? else { return Ok(None) };
+        if !is_first {
+            return Ok(Some(message));
+        }
+        let started = |vertex: &Vertex| Vertex {
+            completed: None,
+            cached: false,
+            error: String::new(),
+            ..vertex.clone()
+        };
+        let vertexes = message.vertexes.iter().map(started).collect();
+        self.second = Some(message);
+        Ok(Some(StatusResponse { vertexes, ..StatusResponse::default() }))
+    }
+
+    async fn read(&mut self) -> io::Result<Option<StatusResponse>> {
         while self.offset == self.end {
             let Some(written) = &mut self.written else { return Ok(None) };
             let now = *written.borrow_and_update();

@@ -197,7 +197,7 @@ pub enum ExecError {
         code: i32,
     },
     /// The user or group is not known in the container.
-    #[error("could not find user `{user}` in the container: {reason}")]
+    #[error("unable to find user {user}: {reason}")]
     User {
         /// As given.
         user: String,

@@ -201,11 +201,11 @@ mod tests {
         check("7", "7:0 [0]");
         check(
             "nobody",
-            "could not find user `nobody` in the container: no matching entries in passwd file",
+            "unable to find user nobody: no matching entries in passwd file",
         );
         check(
             "app:nogroup",
-            "could not find user `app:nogroup` in the container: no matching entries in group file",
+            "unable to find user app:nogroup: no matching entries in group file",
         );
     }
 

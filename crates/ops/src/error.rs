@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base::goquote::Quoted;
 use frontend_api::{Code, ErrorDetail};
 use snapshot::{contenthash::HashError, copy::FileError};
 
@@ -11,7 +12,11 @@ use crate::key::KeyError;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpError {
     /// The process ended with an exit code that does not count as success.
-    #[error("process \"{args}\" did not complete successfully: {}", exit_text(*.code, *.out_of_memory))]
+    #[error(
+        "process {} did not complete successfully: {}",
+        Quoted(.args),
+        exit_text(*.code, *.out_of_memory)
+    )]
     Exit {
         /// Arguments joined by spaces.
         args: String,
@@ -21,7 +26,7 @@ pub enum OpError {
         out_of_memory: bool,
     },
     /// The process could not be run.
-    #[error("process \"{args}\" could not be run: {cause}")]
+    #[error("process {} did not complete successfully: {cause}", Quoted(.args))]
     Run {
         /// Arguments joined by spaces.
         args: String,
@@ -42,7 +47,10 @@ pub enum OpError {
     /// Mounting or reading a tree failed.
     #[error("{0}")]
     Snapshot(Arc<snapshot::SnapshotError>),
-    /// A source could not be resolved or fetched.
+    /// A source could not be resolved: it has no key.
+    #[error("{0}")]
+    SourceKey(Arc<source::SourceError>),
+    /// A source could not be fetched.
     #[error("{0}")]
     Source(Arc<source::SourceError>),
     /// The client did not answer as needed.
@@ -82,6 +90,23 @@ impl OpError {
             Self::Store(error) if error.is_no_space() => Code::ResourceExhausted,
             Self::Exit { out_of_memory: true, .. } => Code::ResourceExhausted,
             _ => Code::Unknown,
+        }
+    }
+
+    /// The message for who asked for the build, who is told more than who watches the vertex.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::SourceKey(_) => format!("failed to load cache key: {self}"),
+            Self::Checksum { .. } => format!("failed to compute cache key: {self}"),
+            _ => self.to_string(),
+        }
+    }
+
+    /// A failure while a key was made.
+    pub(crate) fn in_key(self) -> Self {
+        match self {
+            Self::Source(cause) => Self::SourceKey(cause),
+            other => other,
         }
     }
 

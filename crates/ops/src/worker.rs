@@ -164,7 +164,7 @@ impl solver::Worker for Worker {
         let vertex = &context.vertex().vertex;
         if let Some(Op::Source(source)) = &vertex.op.op {
             let progress = self.progress(context);
-            let resolved = self.source(context, source).await.map_err(OpError::in_key)?;
+            let mut resolved = self.source(context, source).await.map_err(OpError::in_key)?;
             let key = resolved.get().cache_key(step, &progress).await;
             let key = key.map_err(|error| OpError::from(error).in_key())?;
             let map = CacheMap { digest: source_digest(&key.key), inputs: Vec::new() };

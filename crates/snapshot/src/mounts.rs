@@ -82,6 +82,8 @@ fn overlay_appending(form: OverlayForm, folders: &OverlayFolders) -> io::Result<
         rustix::mount::fsconfig_set_string(&context, key, short.as_os_str().as_bytes())
             .map_err(explain)
     };
+    // The first word of the mount's line in /proc/mounts.
+    set("source", Path::new("overlay"))?;
     for lower in folders.lowers {
         set("lowerdir+", lower)?;
     }

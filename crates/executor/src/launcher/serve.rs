@@ -206,6 +206,7 @@ fn make_small_root(layout: &Layout) -> io::Result<()> {
     let old = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     sys::mount_setattr(&old, true, 0, 0, libc::MS_PRIVATE)?;
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", "tmpfs")?;
     fsconfig_set_string(&context, "mode", "0755")?;
     fsconfig_set_string(&context, "size", "1m")?;
     fsconfig_create(&context)?;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use base::goquote::Quoted;
 use executor::{
     ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Root, Secret, Security, Spec,
 };
@@ -373,7 +374,7 @@ impl Run<'_> {
             Ok(exit) => exit,
             // What a shell would have said: the program is not there, or cannot be run.
             Err(ExecError::Start { program, reason, code }) => {
-                let text = format!("{program}: {reason}\n");
+                let text = format!("exec: {}: {reason}\n", Quoted(&program));
                 (self.log)(LogStream::Stderr, text.into());
                 executor::Exit { code, ..Default::default() }
             }
