@@ -56,7 +56,7 @@ pub enum ExportError {
         source: store::StoreError,
     },
     /// A registry refused or could not be reached.
-    #[error("push {name}")]
+    #[error("failed to push {name}")]
     Push {
         /// Image name.
         name: String,

@@ -1,6 +1,9 @@
 //! The solver's outside: keys, content digests, execution and loading of every op.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use base::{Digest, Platform};
 use llb::pb::{self, op::Op};
@@ -63,13 +66,20 @@ pub type Payload = Arc<Bound>;
 pub struct Bound {
     /// The vertex.
     pub vertex: Arc<llb::Vertex>,
+    /// Its cache map, made on first use; a source has none.
+    map: OnceLock<Option<Result<key::CacheMap, key::KeyError>>>,
     instance: Arc<tokio::sync::Mutex<Option<Box<dyn source::Instance>>>>,
 }
 
 impl Bound {
     /// Wraps a vertex for the solver.
     pub fn new(vertex: Arc<llb::Vertex>) -> Payload {
-        Arc::new(Self { vertex, instance: Arc::default() })
+        Arc::new(Self { vertex, map: OnceLock::new(), instance: Arc::default() })
+    }
+
+    fn map(&self) -> Option<Result<&key::CacheMap, OpError>> {
+        let map = self.map.get_or_init(|| key::cache_map(&self.vertex)).as_ref()?;
+        Some(map.as_ref().map_err(|error| error.clone().into()))
     }
 }
 
@@ -170,7 +180,9 @@ impl solver::Worker for Worker {
             let map = CacheMap { digest: source_digest(&key.key), inputs: Vec::new() };
             return Ok(CacheMapStep { map, last: key.last });
         }
-        let map = key::cache_map(vertex)
+        let map = context
+            .vertex()
+            .map()
             .ok_or_else(|| OpError::invalid("an op without a kind has no key"))??;
         let inputs = map.inputs.iter().map(|input| InputKey {
             selector: input.selector,
@@ -189,9 +201,11 @@ impl solver::Worker for Worker {
         input: usize,
         output: &Option<Ref>,
     ) -> Result<Option<Digest>, OpError> {
-        let map = key::cache_map(&context.vertex().vertex)
+        let map = context
+            .vertex()
+            .map()
             .ok_or_else(|| OpError::invalid("a source has no inputs"))??;
-        let wanted = map.inputs.into_iter().nth(input).unwrap_or_default();
+        let wanted = map.inputs.get(input).cloned().unwrap_or_default();
         if let (true, Some(reference)) = (wanted.unlazy, output) {
             self.ensure_local(context, reference).await?;
         }

@@ -45,7 +45,7 @@ pub async fn import(from: &ImportFrom, access: &Access) -> Result<Cache, CacheEr
     match from {
         ImportFrom::Registry { reference, insecure, .. } => {
             let registry = (access.registries)(*insecure);
-            let doing = format!("resolve {reference}");
+            let doing = "failed to configure registry cache importer";
             let root = registry.resolve(reference).await.map_err(CacheError::registry(doing))?;
             let provider = Arc::new(Repository { registry, reference: reference.clone() });
             let key = format!("{}{}", types::ANNOTATION_DISTRIBUTION_SOURCE, reference.domain());

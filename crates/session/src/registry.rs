@@ -7,10 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -57,6 +54,9 @@ pub struct SessionRequest {
     /// Keep-alive rules.
     pub health: Health,
 }
+
+/// The first check of a session comes at the latest after this long.
+const FIRST_CHECK: Duration = Duration::from_secs(5);
 
 /// When a silent client counts as gone.
 #[derive(Debug, Clone, Copy)]
@@ -280,12 +280,12 @@ async fn keep_alive(session: &Session, health: Health) -> String {
     let mut client = HealthClient::new(session.channel());
     let mut failures = 0;
     let mut last = Duration::ZERO;
-    // The first call also sets the connection up.
-    let started = AtomicBool::new(false);
+    // The first check is late, since a client whose build is refused first thing would hang up in
+    // the middle of it, and Go's server logs that as our error; but not too late, since it also sets
+    // the connection up, for which that server waits 10 s.
+    let mut pause = health.interval.min(FIRST_CHECK);
     loop {
-        if started.swap(true, Ordering::Relaxed) {
-            tokio::time::sleep(health.interval).await;
-        }
+        tokio::time::sleep(std::mem::replace(&mut pause, health.interval)).await;
         let limit = health.timeout.max(last + last / 2);
         let begun = Instant::now();
         let check = client.check(HealthCheckRequest { service: String::new() });

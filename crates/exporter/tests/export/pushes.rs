@@ -64,7 +64,7 @@ async fn a_failed_push_names_what_and_where() {
     let attrs = [("name", "h.io/app:1"), ("push", "true")];
     let error = world.export("image", &attrs, 0, single(&tree)).await.err().unwrap();
     let error = text(&error);
-    assert!(error.starts_with("push h.io/app:1: push sha256:"), "{error}");
+    assert!(error.starts_with("failed to push h.io/app:1: push sha256:"), "{error}");
     assert!(error.ends_with("registry h.io did not answer: connection refused"), "{error}");
     // The image is in the store all the same.
     assert!(world.store.images().get("h.io/app:1").is_some());
