@@ -1,6 +1,7 @@
-//! The project's chores: `cargo xtask test`, `ci`, `demo`, `tidy`.
+//! The project's chores: `cargo xtask test`, `fuzz`, `ci`, `demo`, `tidy`.
 
 mod demo;
+mod fuzz;
 mod packages;
 mod tests;
 mod tidy;
@@ -16,6 +17,7 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
 
   test    all tests; installs what they need where it can, says what it skipped
+  fuzz    runs the fuzz targets: cargo xtask fuzz [--seconds 60] [TARGET…]
   ci      format, lints, tests and tidy: what CI runs
   tidy    checks the map, module docs, file endings and links
   demo    builds, tags, runs and removes the node application that most people know
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "test" => tests::test(&rest),
         "ci" => tests::ci(),
+        "fuzz" => fuzz::command(&rest),
         "tidy" => tidy::check(&root()),
         "demo" => demo::run(&rest),
         "" | "help" | "--help" | "-h" => {

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::{cargo, packages, root, run, target, tidy};
+use crate::{cargo, fuzz, packages, root, run, target, tidy};
 
 /// Programs that tests use, with their Debian packages. Tests that need a missing one say that they
 /// were skipped.
@@ -19,6 +19,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("git", "git"),
     ("openssl", "openssl"),
 ];
+
+/// How long CI runs each fuzz target.
+const FUZZ_SECONDS: u64 = 60;
 
 /// Unit, integration and whole-system tests, then the official Go client.
 pub fn test(args: &[String]) -> anyhow::Result<()> {
@@ -71,5 +74,6 @@ pub fn ci() -> anyhow::Result<()> {
     tidy::check(&root())?;
     // Lints that the workspace denies fail here; the rest are shown.
     run(cargo().args(["clippy", "--workspace", "--all-targets"]))?;
-    test(&[])
+    test(&[])?;
+    fuzz::all(FUZZ_SECONDS)
 }
