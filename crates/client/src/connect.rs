@@ -10,7 +10,11 @@ use proto::{
     containerd::services::content::v1::content_client::ContentClient,
     control::{InfoRequest, control_client::ControlClient},
     frontend::llb_bridge_client::LlbBridgeClient,
-    rbuild::v1::{containers_client::ContainersClient, images_client::ImagesClient},
+    rbuild::v1::{
+        containers_client::ContainersClient, images_client::ImagesClient,
+        registries_client::RegistriesClient, storage_client::StorageClient,
+        volumes_client::VolumesClient,
+    },
 };
 use tonic::{
     Code, Request, Status,
@@ -138,6 +142,23 @@ impl Client {
     /// rbuild's image store.
     pub fn images(&self) -> ImagesClient<Channel> {
         ImagesClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// rbuild's state folder.
+    pub fn storage(&self) -> StorageClient<Channel> {
+        StorageClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Registries as the daemon reaches them.
+    pub fn registries(&self) -> RegistriesClient<Channel> {
+        RegistriesClient::new(self.channel())
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// rbuild's named volumes.
+    pub fn volumes(&self) -> VolumesClient<Channel> {
+        VolumesClient::new(self.channel())
     }
 
     /// rbuild's containers.

@@ -12,6 +12,7 @@ pub mod embedded;
 pub mod error;
 mod ociindex;
 mod policy;
+mod logins;
 pub mod progress;
 mod request;
 mod serve;
@@ -20,6 +21,7 @@ pub use address::Address;
 pub use build::{BuildOutcome, Cancel};
 pub use connect::{Bridge, BuildId, Client, ConnectOptions, MESSAGE_LIMIT, TlsFiles};
 pub use error::{ClientError, Detail, RpcError, SourceLines};
+pub use logins::Logins;
 pub use policy::parse_source_policy;
 pub use proto::moby::buildkit::v1::sourcepolicy::Policy as SourcePolicy;
 pub use request::{

@@ -3,14 +3,22 @@
 //! A container has a writable layer over its image, its own network namespace (unless asked
 //! otherwise) and published ports. Its output goes to a file that any number of readers follow.
 //! Containers end with the daemon. Invariant: a container that ended holds no process, mount or
-//! port; its log stays until it is removed.
+//! port; its log and its writable layer stay until it is removed.
+
+mod container;
+mod exec;
+mod files;
+mod image;
+mod output;
+mod relay;
+mod settle;
+mod volumes;
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, Write as _},
+    collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::fs::FileExt as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -20,62 +28,45 @@ use std::{
 };
 
 use base::Platform;
-use bytes::Bytes;
-use executor::{
-    Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Pipes, Root, Spec,
-    net::PortProxy,
-};
+use executor::{Event, ExecError, Hooks, Io, Root, Spec, net::PortProxy};
 use frontend_api::{Code, FrontendError};
-use llb::pb;
-use store::{NewRecord, Ref};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    sync::{mpsc, oneshot, watch},
-};
+use proto::rbuild::v1 as wire;
+use snapshot::Tree;
+use store::NewRecord;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use container::{Container, Exit, Phase};
+pub use exec::Exec;
+pub use files::PathInfo;
+pub use image::LocalImage;
+pub use output::{OutputReader, Piece};
+pub use volumes::{Volume, Volumes};
+
+use self::{
+    container::{Kept, Live},
+    files::Found,
+    output::Output,
+    relay::{Sink, relay},
+    settle::Settled,
+};
 use crate::{Engine, failure};
 
 /// Signal sent to stop a container whose image names none.
 const STOP_SIGNAL: i32 = 15;
-/// How long the output of a container that is to be forgotten can still be read.
-const LINGER: Duration = Duration::from_secs(10);
 /// Signal that cannot be ignored.
 const KILL: i32 = 9;
+/// Time between the stop signal and [`KILL`] unless somebody says otherwise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A container as it was asked for.
-#[derive(Debug, Clone, Default)]
-pub struct RunRequest {
-    /// Image name as the user wrote it.
-    pub image: String,
-    /// Replaces the image's command when not empty.
-    pub args: Vec<String>,
-    /// Over the image's environment.
-    pub env: Vec<String>,
-    /// Ports to publish.
-    pub ports: Vec<Port>,
-    /// Forget it when it ends.
-    pub remove: bool,
-    /// Replaces the image's working directory.
-    pub workdir: String,
-    /// Replaces the image's user.
-    pub user: String,
-    /// A name besides the id.
-    pub name: String,
-    /// Replaces the image's entrypoint.
-    pub entrypoint: Option<Vec<String>>,
-    /// `host`, `none` or empty.
-    pub network: String,
-    /// On a terminal.
-    pub tty: bool,
-    /// Keep standard input open.
-    pub stdin: bool,
+/// A container to be made.
+pub struct NewContainer {
+    /// As it was asked for.
+    pub request: wire::RunRequest,
+    /// What the image's name leads to.
+    pub image: oci::Descriptor,
     /// Platform of the image.
-    pub platform: Option<Platform>,
-    /// Host name; empty is the short id.
-    pub hostname: String,
-    /// `HOST:CONTAINER[:ro]`.
-    pub volumes: Vec<String>,
+    pub platform: Platform,
 }
 
 /// A published port.
@@ -87,81 +78,61 @@ pub struct Port {
     pub container: u16,
 }
 
-/// How a container ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
-    /// Exit code.
-    pub code: i32,
-    /// Why it did not run, if it did not.
-    pub error: String,
-    /// When.
-    pub at: SystemTime,
-}
-
-/// A container, running or ended.
-pub struct Container {
-    /// 64 hex digits.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// Image as asked for.
-    pub image: String,
-    /// What it runs.
-    pub command: Vec<String>,
-    /// When it was made.
-    pub created: SystemTime,
-    ports: Mutex<Vec<PortProxy>>,
-    published: Vec<u16>,
-    exit: watch::Sender<Option<Exit>>,
-    output: Arc<Output>,
-    events: mpsc::Sender<Event>,
-    stdin: mpsc::Sender<Option<Bytes>>,
-    cancel: CancellationToken,
-    stop_signal: i32,
-    /// It was to be forgotten when it ended, and it has ended.
-    forgotten: AtomicBool,
-}
-
-impl Container {
-    /// The ports published, while it runs.
-    pub fn ports(&self) -> Vec<Port> {
-        let proxies = self.ports.lock().expect("no panic while holding ports");
-        let with = proxies.iter().zip(&self.published);
-        with.map(|(proxy, container)| Port { host: proxy.address(), container: *container })
-            .collect()
+impl Port {
+    /// Checks a port as it was asked for; an empty address is all of IPv4.
+    pub fn from_wire(port: &wire::Port) -> Result<Self, FrontendError> {
+        let bad = |what: String| FrontendError::with_code(Code::InvalidArgument, what);
+        if !matches!(port.protocol.as_str(), "" | "tcp") {
+            let text = format!("{} ports cannot be published: use tcp", port.protocol);
+            return Err(bad(text));
+        }
+        let ip: IpAddr = match port.host_ip.as_str() {
+            "" => Ipv4Addr::UNSPECIFIED.into(),
+            text => text
+                .parse()
+                .map_err(|_| bad(format!("{text} is not an IP address to publish on")))?,
+        };
+        let number =
+            |number: u32| u16::try_from(number).map_err(|_| bad(format!("invalid port: {number}")));
+        let container = number(port.container_port)?;
+        if container == 0 {
+            return Err(bad("invalid port: 0".into()));
+        }
+        Ok(Self { host: SocketAddr::new(ip, number(port.host_port)?), container })
     }
 
-    /// How it ended, if it did.
-    pub fn exit(&self) -> Option<Exit> {
-        self.exit.borrow().clone()
-    }
-
-    /// Waits for the end.
-    pub async fn wait(&self) -> Exit {
-        let mut exit = self.exit.subscribe();
-        match exit.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone().expect("waited for it"),
-            Err(_) => Exit {
-                code: 255,
-                error: "the container was forgotten".into(),
-                at: SystemTime::now(),
-            },
+    /// As clients see it.
+    pub fn to_wire(&self) -> wire::Port {
+        wire::Port {
+            host_ip: self.host.ip().to_string(),
+            host_port: self.host.port().into(),
+            container_port: self.container.into(),
+            protocol: "tcp".into(),
         }
     }
+}
 
-    /// Its output from the beginning or from now on.
-    pub fn output(&self, from_start: bool) -> io::Result<OutputReader> {
-        self.output.reader(from_start)
+/// Why a process did not start.
+#[derive(Debug)]
+pub struct StartFailure {
+    /// 126 or 127 if it is the program's fault.
+    pub code: Option<i32>,
+    /// What happened.
+    pub error: FrontendError,
+}
+
+impl StartFailure {
+    fn of(exit: &Exit, doing: &str) -> Self {
+        let code = Some(exit.code).filter(|code| matches!(code, 126 | 127));
+        let kind = if code == Some(127) { Code::NotFound } else { Code::Unknown };
+        let text = format!("{doing}: unable to start container process: {}", exit.error);
+        Self { code, error: FrontendError::with_code(kind, text) }
     }
+}
 
-    /// Sends bytes to its standard input, `None` for the end; dropped if it reads none.
-    pub async fn write(&self, data: Option<Bytes>) {
-        _ = self.stdin.send(data).await;
-    }
-
-    /// A signal or a new terminal size.
-    pub async fn event(&self, event: Event) {
-        _ = self.events.send(event).await;
+impl From<FrontendError> for StartFailure {
+    fn from(error: FrontendError) -> Self {
+        Self { code: None, error }
     }
 }
 
@@ -169,38 +140,56 @@ impl Container {
 pub struct Runner {
     engine: Arc<Engine>,
     folder: PathBuf,
+    volumes: Volumes,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
 }
 
 impl Runner {
     /// A runner whose logs go to `folder`.
     pub fn new(engine: Arc<Engine>, folder: PathBuf) -> Arc<Self> {
-        Arc::new(Self { engine, folder, containers: Mutex::default() })
+        let volumes = Volumes::new(engine.store().root());
+        Arc::new(Self { engine, folder, volumes, containers: Mutex::default() })
     }
 
     fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
         self.containers.lock().expect("no panic while holding containers")
     }
 
+    /// Named volumes.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
+    /// Containers that mount a volume.
+    pub fn users_of_volume(&self, name: &str) -> Vec<String> {
+        let containers = self.containers();
+        let using = containers.values().filter(|container| {
+            container.mounts().any(|mount| mount.kind == "volume" && mount.name == name)
+        });
+        using.map(|container| container.id.clone()).collect()
+    }
+
     /// Whether any container runs.
     pub fn is_busy(&self) -> bool {
-        self.containers().values().any(|container| container.exit().is_none())
+        self.containers().values().any(|container| container.is_running())
     }
 
     /// All containers, or only those that run; newest first.
     pub fn list(&self, all: bool) -> Vec<Arc<Container>> {
-        let shown = |container: &&Arc<Container>| {
-            container.exit().is_none() || all && !container.forgotten.load(Ordering::Relaxed)
-        };
+        let shown = |container: &&Arc<Container>| all || container.is_running();
         let mut list: Vec<_> = self.containers().values().filter(shown).cloned().collect();
         list.sort_by_key(|container| std::cmp::Reverse(container.created));
         list
     }
 
-    /// By name, id or unique prefix of an id.
+    /// By id, name, or unique prefix of an id.
     pub fn find(&self, wanted: &str) -> Result<Arc<Container>, FrontendError> {
         let containers = self.containers();
-        if let Some(container) = containers.values().find(|container| container.name == wanted) {
+        if let Some(container) = containers.get(wanted) {
+            return Ok(container.clone());
+        }
+        let name = wanted.strip_prefix('/').unwrap_or(wanted);
+        if let Some(container) = containers.values().find(|container| container.name() == name) {
             return Ok(container.clone());
         }
         let mut matching = containers.values().filter(|container| container.id.starts_with(wanted));
@@ -208,28 +197,33 @@ impl Runner {
             (Some(container), None) if !wanted.is_empty() => Ok(container.clone()),
             (Some(_), Some(_)) => Err(FrontendError::with_code(
                 Code::InvalidArgument,
-                format!("{wanted} is the beginning of several container ids; give more of it"),
+                format!("multiple IDs found with provided prefix: {wanted}"),
             )),
             _ => Err(FrontendError::with_code(
                 Code::NotFound,
-                format!("no such container: {wanted}"),
+                format!("No such container: {wanted}"),
             )),
         }
     }
 
-    /// Names of the images that running containers use.
-    pub fn images_in_use(&self) -> Vec<String> {
-        self.list(false).iter().map(|container| container.image.clone()).collect()
-    }
-
     /// Ends a container: its stop signal, then KILL after `timeout`. Returns when it has ended.
-    pub async fn stop(&self, container: &Container, signal: Option<i32>, timeout: Duration) {
+    pub async fn stop(
+        &self,
+        container: &Container,
+        signal: Option<i32>,
+        timeout: Option<Duration>,
+    ) {
+        if !container.is_running() {
+            return;
+        }
+        let own = container.request.stop_timeout_s.map(|s| Duration::from_secs(s.into()));
+        let timeout = timeout.or(own).unwrap_or(STOP_TIMEOUT);
         let signal = signal.unwrap_or(container.stop_signal);
         container.event(Event::Signal(signal)).await;
-        if tokio::time::timeout(timeout, container.wait()).await.is_err() {
+        if !container.ends_within(timeout).await {
             container.event(Event::Signal(KILL)).await;
-            if tokio::time::timeout(Duration::from_secs(5), container.wait()).await.is_err() {
-                container.cancel.cancel();
+            if !container.ends_within(Duration::from_secs(5)).await {
+                container.cancel();
                 container.wait().await;
             }
         }
@@ -241,120 +235,237 @@ impl Runner {
         container: &Arc<Container>,
         force: bool,
     ) -> Result<(), FrontendError> {
-        if container.exit().is_none() {
+        if container.is_running() {
             if !force {
                 return Err(FrontendError::with_code(
                     Code::FailedPrecondition,
                     format!(
-                        "container {} is running; stop it first or use --force",
-                        container.name
+                        "cannot remove container \"/{}\": container is running: stop the container \
+                         before removing or force remove",
+                        container.name()
                     ),
                 ));
             }
-            self.stop(container, Some(KILL), Duration::from_secs(5)).await;
+            self.stop(container, Some(KILL), Some(Duration::from_secs(5))).await;
         }
+        self.forget(container, false);
+        Ok(())
+    }
+
+    /// Lets go of everything a container kept.
+    fn forget(&self, container: &Container, with_volumes: bool) {
+        container.removed.store(true, Ordering::Relaxed);
+        container.kept.lock().expect("no panic while holding a layer").take();
         self.containers().remove(&container.id);
+        if !with_volumes {
+            return;
+        }
+        for name in &container.settled.anonymous {
+            if self.users_of_volume(name).is_empty()
+                && let Err(error) = self.volumes.remove(name)
+            {
+                tracing::warn!(%error, name, "cannot remove a container's volume");
+            }
+        }
+    }
+
+    /// Gives a container another name.
+    pub fn rename(&self, container: &Container, name: &str) -> Result<(), FrontendError> {
+        check_name(name)?;
+        let containers = self.containers();
+        check_free(&containers, name)?;
+        *container.name.lock().expect("no panic while holding a name") = name.to_owned();
         Ok(())
     }
 
     /// Ends all containers.
     pub async fn shut_down(&self) {
         let all = self.list(false);
-        futures_util::future::join_all(
-            all.iter().map(|one| self.stop(one, None, Duration::from_secs(3))),
-        )
-        .await;
+        let limit = Some(Duration::from_secs(3));
+        futures_util::future::join_all(all.iter().map(|one| self.stop(one, None, limit))).await;
     }
 
-    /// Makes and starts a container; returns when its process runs.
-    pub async fn run(
-        self: &Arc<Self>,
-        request: RunRequest,
-    ) -> Result<Arc<Container>, FrontendError> {
+    /// Makes a container without starting it.
+    pub async fn create(&self, new: NewContainer) -> Result<Arc<Container>, FrontendError> {
+        let NewContainer { request, image, platform } = new;
         let id = base::id::random_hex(32);
         let name = match request.name.as_str() {
             "" => format!("{}_{}", adjective(&id), &id[..6]),
-            name => name.to_owned(),
+            name => name.trim_start_matches('/').to_owned(),
         };
-        let taken = self.containers().values().find(|container| container.name == name).cloned();
-        if let Some(taken) = taken.filter(|taken| !taken.forgotten.load(Ordering::Relaxed)) {
-            return Err(FrontendError::with_code(
-                Code::AlreadyExists,
-                format!("the container name {name} is in use by container {}", &taken.id[..12]),
-            ));
+        check_name(&name)?;
+        check_free(&self.containers(), &name)?;
+        let local = LocalImage::read(self.engine.store(), &request.image, &image, &platform)?;
+        let stop_signal = [&request.stop_signal, &local.config.config.stop_signal];
+        let stop_signal = match stop_signal.into_iter().find(|text| !text.is_empty()) {
+            None => STOP_SIGNAL,
+            Some(text) => signal(text).ok_or_else(|| {
+                FrontendError::with_code(Code::InvalidArgument, format!("invalid signal: {text}"))
+            })?,
+        };
+        let config = &local.config.config;
+        let settled = Settled::new(&self.engine, &self.volumes, &id, &request, config, &platform)?;
+        let tree = local.unpack(&self.engine, &request.image, store::no_progress()).await?;
+        let written = self
+            .engine
+            .store()
+            .create(NewRecord {
+                parent: tree.as_ref(),
+                description: format!("container {name} of {}", request.image),
+                ..NewRecord::default()
+            })
+            .map_err(|error| failure::internal("make a container's layer", error))?;
+        let fresh = settled.fresh.clone();
+        let output = Output::create(&self.folder, &id)
+            .map_err(|error| failure::internal("open a container's log", error))?;
+        let container = Arc::new(Container {
+            id: id.clone(),
+            image: request.image.clone(),
+            image_id: local.manifest.config.digest.to_string(),
+            request,
+            created: SystemTime::now(),
+            platform,
+            config: local.config,
+            name: Mutex::new(name.clone()),
+            settled,
+            phase: watch::Sender::new(Phase::Created),
+            output,
+            live: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+            kept: Mutex::new(Some(Kept { written, _image: tree })),
+            stop_signal,
+            removed: AtomicBool::new(false),
+        });
+        for (volume, target) in fresh {
+            self.fill_volume(&container, &volume, &target).await?;
         }
-        for port in &request.ports {
+        let mut containers = self.containers();
+        check_free(&containers, &name)?;
+        containers.insert(id, container.clone());
+        Ok(container)
+    }
+
+    /// Copies what the image has at `target` into an empty volume.
+    async fn fill_volume(
+        &self,
+        container: &Container,
+        volume: &str,
+        target: &str,
+    ) -> Result<(), FrontendError> {
+        let failed = |error: String| failure::internal(&format!("fill volume {volume}"), error);
+        let Some(volume) = self.volumes.get(volume) else { return Ok(()) };
+        let Some(tree) = container.tree() else { return Ok(()) };
+        let tree = tree.map_err(|error| failed(error.to_string()))?;
+        let target = target.to_owned();
+        let filling = tokio::task::spawn_blocking(move || -> Result<(), String> {
+            match Found::at(tree.fd(), &target, true) {
+                Ok(found) if found.info().folder => {}
+                _ => return Ok(()),
+            }
+            let (reader, writer) = io::pipe().map_err(|error| error.to_string())?;
+            let packing = std::thread::spawn(move || {
+                let mut writer = io::BufWriter::with_capacity(256 << 10, writer);
+                files::pack_content(tree.fd(), &target, &mut writer)
+            });
+            let into = Tree::of_folder(&volume.path, true).map_err(|error| error.to_string())?;
+            let mut reader = io::BufReader::with_capacity(256 << 10, reader);
+            let unpacked = files::unpack(&into, "/", &mut reader);
+            let packed = packing.join().map_err(|_| "packing panicked".to_owned())?;
+            unpacked.map_err(|error| error.to_string())?;
+            packed.map_err(|error| error.to_string())
+        });
+        filling.await.map_err(|error| failed(error.to_string()))?.map_err(failed)
+    }
+
+    /// Starts a container that does not run; returns when its process runs.
+    pub async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), StartFailure> {
+        let _one = container.starting.lock().await;
+        if container.is_running() {
+            return Ok(());
+        }
+        for port in &container.settled.ports {
             // Better now than after the process has started.
             std::net::TcpListener::bind(port.host)
                 .map_err(|error| port_error(port.host, &error))?;
         }
-        let (image, config) = self.image(&request).await?;
-        let spec = self.spec(&id, &request, &config.config).await?;
-        let (spec, written) = self.with_root(spec, image.as_ref(), &request)?;
-        let command = spec.process.args.clone();
+        let tree = container.tree().ok_or_else(|| {
+            let text = format!("container {} was removed", container.name());
+            FrontendError::with_code(Code::NotFound, text)
+        })?;
+        let tree = tree.map_err(|error| failure::internal("mount a container's tree", error))?;
+        let spec = self.spec(container, &tree)?;
         let (io, pipes) =
             Io::piped().map_err(|error| failure::internal("make pipes for a container", error))?;
         let (events, events_out) = mpsc::channel(16);
         let (stdin, stdin_out) = mpsc::channel(16);
         let (started, has_started) = oneshot::channel();
         let cancel = CancellationToken::new();
-        let output = Output::create(&self.folder, &id)
-            .map_err(|error| failure::internal("open a container's log", error))?;
-        let container = Arc::new(Container {
-            id: id.clone(),
-            name,
-            image: request.image.clone(),
-            command,
-            created: SystemTime::now(),
-            ports: Mutex::default(),
-            published: request.ports.iter().map(|port| port.container).collect(),
-            exit: watch::Sender::new(None),
-            output: output.clone(),
-            events,
-            stdin,
-            cancel: cancel.clone(),
-            stop_signal: signal(&config.config.stop_signal).unwrap_or(STOP_SIGNAL),
-            forgotten: AtomicBool::new(false),
-        });
-        let hooks = Hooks { started: Some(started), events: Some(events_out), cancel };
+        let hooks =
+            Hooks { started: Some(started), events: Some(events_out), cancel: cancel.clone() };
+        let before = container.phase();
+        let live = Live { events, stdin, cancel, ports: Vec::new(), tree };
+        *container.live.lock().expect("no panic while holding a run") = Some(live);
+        container.output.open();
         let executor = self.engine.machine().executor.clone();
-        let (this, running, remove) = (self.clone(), container.clone(), request.remove);
-        let keep_input = request.stdin;
-        let tty = request.tty;
-        self.containers().insert(id.clone(), container.clone());
+        let (this, running) = (self.clone(), container.clone());
+        let (ended_in, has_ended) = oneshot::channel();
         tokio::spawn(async move {
-            let relayed = relay(pipes, stdin_out, keep_input, tty, &output);
+            let output = running.output.clone();
+            let (keep_input, tty) = (running.request.stdin, running.request.tty);
+            let relayed = relay(pipes, stdin_out, keep_input, tty, Sink::Log(output));
             let (exit, ()) = tokio::join!(executor.run(spec, io, hooks), relayed);
-            drop((written, image));
-            running.ports.lock().expect("no panic while holding ports").clear();
-            output.close();
-            running.exit.send_replace(Some(ended(exit)));
-            if remove {
-                // Whoever started it may still be on the way to its output.
-                running.forgotten.store(true, Ordering::Relaxed);
-                tokio::time::sleep(LINGER).await;
-                this.containers().remove(&running.id);
+            running.live.lock().expect("no panic while holding a run").take();
+            let exit = ended(exit);
+            let mut was_running = false;
+            running.phase.send_if_modified(|phase| {
+                let Phase::Running { since, .. } = *phase else { return false };
+                was_running = true;
+                *phase = Phase::Ended { since, exit: exit.clone() };
+                true
+            });
+            running.output.close();
+            if was_running && running.request.remove {
+                this.forget(&running, true);
             }
+            _ = ended_in.send(exit);
         });
-        if has_started.await.is_err() {
-            let exit = container.wait().await;
-            self.containers().remove(&id);
-            let code = if exit.code == 127 { Code::NotFound } else { Code::Unknown };
-            return Err(FrontendError::with_code(
-                code,
-                format!("container did not start: {}", exit.error),
-            ));
+        let Ok(started) = has_started.await else {
+            container.phase.send_replace(before);
+            let exit = has_ended.await;
+            let exit = exit.map_err(|_| failure::internal("start a container", "it vanished"))?;
+            let doing = "failed to create task for container: OCI runtime create failed";
+            return Err(StartFailure::of(&exit, doing));
+        };
+        let since = SystemTime::now();
+        let pid = pid_of(&started.pidfd);
+        if container.with_live(|_| ()).is_some() {
+            container.phase.send_replace(Phase::Running { since, pid });
         }
-        if let Err(error) = self.publish(&container, &request.ports).await {
-            container.cancel.cancel();
+        // It may have been quicker than this.
+        if container.with_live(|_| ()).is_none() {
+            let exit = has_ended.await;
+            let exit = exit.map_err(|_| failure::internal("run a container", "it vanished"))?;
+            let mut was_running = false;
+            container.phase.send_if_modified(|phase| {
+                was_running = !matches!(phase, Phase::Ended { .. });
+                *phase = Phase::Ended { since, exit };
+                true
+            });
+            if was_running && container.request.remove {
+                self.forget(container, true);
+            }
+            return Ok(());
+        }
+        if let Err(error) = self.publish(container).await {
+            container.cancel();
             container.wait().await;
-            self.containers().remove(&id);
-            return Err(error);
+            return Err(error.into());
         }
-        Ok(container)
+        Ok(())
     }
 
-    async fn publish(&self, container: &Container, ports: &[Port]) -> Result<(), FrontendError> {
+    async fn publish(&self, container: &Container) -> Result<(), FrontendError> {
+        let ports = &container.settled.ports;
         if ports.is_empty() {
             return Ok(());
         }
@@ -367,150 +478,130 @@ impl Runner {
                 .map_err(|error| {
                     FrontendError::with_code(Code::Unavailable, format!("publish port: {error}"))
                 })?;
-            container.ports.lock().expect("no panic while holding ports").push(proxy);
+            let mut live = container.live.lock().expect("no panic while holding a run");
+            if let Some(live) = live.as_mut() {
+                live.ports.push(proxy);
+            }
         }
         Ok(())
     }
 
-    /// The image's tree and config; pulled if the store does not have it.
-    async fn image(
-        &self,
-        request: &RunRequest,
-    ) -> Result<(Option<Ref>, oci::ImageConfig), FrontendError> {
-        let machine = self.engine.machine();
-        let reference = oci::Reference::parse(&request.image)
-            .map_err(|error| FrontendError::with_code(Code::InvalidArgument, error.to_string()))?;
-        let source = source::SourceRequest {
-            op: pb::SourceOp {
-                identifier: format!("docker-image://{reference}"),
-                attrs: [("image.resolvemode".to_owned(), "local".to_owned())].into(),
-            },
-            platform: request
-                .platform
-                .clone()
-                .unwrap_or_else(|| self.engine.worker().platforms[0].clone())
-                .normalize(),
-            group: machine.sessions.group(Vec::<String>::new()),
-            memo: Arc::default(),
-            progress: source::Progress::silent(),
-        };
-        let failed = |error: source::SourceError| failure::from_op(&error.into());
-        let question = source::MetaRequest {
-            source: source.clone(),
-            resolve_mode: "local".into(),
-            no_config: false,
-            git_objects: false,
-            http_checksum: None,
-        };
-        let meta = machine.sources.metadata(question).await.map_err(failed)?;
-        let config = meta.image.map(|image| image.config).unwrap_or_default();
-        let config: oci::ImageConfig = serde_json::from_slice(&config).map_err(|error| {
-            FrontendError::new(format!("config of image {}: {error}", request.image))
-        })?;
-        let progress = source::Progress::silent();
-        let mut instance = machine.sources.resolve(source).await.map_err(failed)?;
-        instance.cache_key(0, &progress).await.map_err(failed)?;
-        let tree = instance.snapshot(&progress).await.map_err(failed)?;
-        if let Some(tree) = &tree {
-            self.engine.ensure_local(tree).await?;
-        }
-        Ok((tree, config))
+    fn spec(&self, container: &Container, tree: &Tree) -> Result<Spec, FrontendError> {
+        let settled = &container.settled;
+        let fd: OwnedFd = tree
+            .fd()
+            .try_clone_to_owned()
+            .map_err(|error| failure::internal("duplicate a descriptor", error))?;
+        let root = Root { tree: Arc::new(fd), readonly: settled.readonly };
+        let mut spec = Spec::new(container.id.clone(), root, settled.process.clone());
+        spec.mounts = settled.mounts.iter().map(|mounted| mounted.mount.clone()).collect();
+        spec.hostname.clone_from(&settled.hostname);
+        spec.network = settled.network;
+        spec.security = settled.security;
+        spec.capabilities = settled.capabilities;
+        spec.resources = settled.resources.clone();
+        spec.extra_hosts.clone_from(&settled.extra_hosts);
+        spec.dns = settled.dns.clone();
+        spec.shm_size = settled.shm_size;
+        spec.emulator.clone_from(&settled.emulator);
+        spec.cgroup_parent.clone_from(&self.engine.machine().config.cgroup_parent);
+        Ok(spec)
     }
 
-    async fn spec(
-        &self,
-        id: &str,
-        request: &RunRequest,
-        config: &oci::config::RunConfig,
-    ) -> Result<Unrooted, FrontendError> {
-        let pick = |asked: &str, image: &str| {
-            if asked.is_empty() { image.to_owned() } else { asked.to_owned() }
+    /// The tree in which a container's path lies, and the path in it.
+    fn place(&self, container: &Container, path: &str) -> Result<(Tree, String), FrontendError> {
+        let path = base::path::absolute(path);
+        let failed = |error: String| failure::internal("open a container's files", error);
+        let inside = |target: &str| {
+            let rest = path.strip_prefix(target)?;
+            (rest.is_empty() || rest.starts_with('/')).then(|| rest.to_owned())
         };
-        let mut args = request.entrypoint.clone().unwrap_or_else(|| config.entrypoint.clone());
-        if !request.args.is_empty() {
-            args.extend(request.args.iter().cloned());
-        } else if request.entrypoint.is_none() {
-            args.extend(config.cmd.iter().cloned());
-        }
-        if args.is_empty() {
-            return Err(FrontendError::with_code(
-                Code::InvalidArgument,
-                format!("image {} names no command; give one after the image", request.image),
-            ));
-        }
-        let hostname = pick(&request.hostname, &id[..12]);
-        let mut env = vec![format!("HOSTNAME={hostname}")];
-        if request.tty {
-            env.push("TERM=xterm".into());
-        }
-        env.extend(config.env.iter().chain(&request.env).cloned());
-        executor::env::with_default_path(&mut env);
-        let network = match request.network.as_str() {
-            "" | "bridge" | "default" => Network::Isolated,
-            "host" => Network::Host,
-            "none" => Network::None,
-            other => {
+        let mounts = container.mounts();
+        let mount = mounts
+            .filter_map(|mount| Some((mount, inside(&base::path::absolute(&mount.target))?)))
+            .max_by_key(|(mount, _)| mount.target.len());
+        if let Some((mount, rest)) = mount {
+            if mount.kind == "tmpfs" {
                 return Err(FrontendError::with_code(
                     Code::InvalidArgument,
-                    format!("unknown network {other}; use bridge (the default), host or none"),
+                    format!(
+                        "{path} is in memory ({}): copy with exec and tar instead",
+                        mount.target
+                    ),
                 ));
             }
-        };
-        if network != Network::Isolated && !request.ports.is_empty() {
-            return Err(FrontendError::with_code(
-                Code::InvalidArgument,
-                format!("ports cannot be published with --network {}", request.network),
-            ));
+            let source = PathBuf::from(&mount.source);
+            if source.is_dir() {
+                let tree = Tree::of_folder(&source, !mount.read_only)
+                    .map_err(|error| failed(error.to_string()))?;
+                return Ok((tree, format!("/{}", rest.trim_start_matches('/'))));
+            }
         }
-        let mounts =
-            request.volumes.iter().map(|volume| volume_mount(volume)).collect::<Result<_, _>>()?;
-        let process = executor::Process {
-            args,
-            env: executor::env::unique(&env),
-            cwd: pick(&request.workdir, &config.working_dir),
-            user: pick(&request.user, &config.user),
-            rlimits: Vec::new(),
-            terminal: request.tty,
+        let gone = || {
+            let text = format!("container {} was removed", container.name());
+            FrontendError::with_code(Code::NotFound, text)
         };
-        let platform = request.platform.clone().unwrap_or_else(Platform::host);
-        let emulator =
-            self.engine.machine().emulator(&platform).map_err(|error| failure::from_op(&error))?;
-        Ok(Unrooted { id: id.to_owned(), process, mounts, hostname, network, emulator })
+        let tree = container.tree().ok_or_else(gone)?;
+        Ok((tree.map_err(|error| failed(error.to_string()))?, path))
     }
 
-    fn with_root(
+    /// What is at a path of a container.
+    pub fn stat(
         &self,
-        parts: Unrooted,
-        image: Option<&Ref>,
-        request: &RunRequest,
-    ) -> Result<(Spec, store::MutRef), FrontendError> {
-        let failed = |error| failure::internal("make a container's tree", error);
-        let description = format!("container of {}", request.image);
-        let written = self
-            .engine
-            .store()
-            .create(NewRecord { parent: image, description, ..NewRecord::default() })
-            .map_err(failed)?;
-        let tree = written.tree().map_err(failed)?;
-        let fd = tree.fd().try_clone_to_owned();
-        let fd = Arc::new(fd.map_err(|error| failure::internal("duplicate a descriptor", error))?);
-        let mut spec = Spec::new(parts.id, Root { tree: fd, readonly: false }, parts.process);
-        spec.mounts = parts.mounts;
-        spec.hostname = parts.hostname;
-        spec.network = parts.network;
-        spec.emulator = parts.emulator;
-        spec.dns = self.engine.machine().config.dns.clone();
-        Ok((spec, written))
+        container: &Container,
+        path: &str,
+        follow: bool,
+    ) -> Result<(PathInfo, Packer), FrontendError> {
+        let (tree, inner) = self.place(container, path)?;
+        let missing = |error: io::Error| {
+            let code = match error.kind() {
+                io::ErrorKind::NotFound => Code::NotFound,
+                _ => Code::Unknown,
+            };
+            FrontendError::with_code(
+                code,
+                format!(
+                    "could not find the file {path} in container {}: {error}",
+                    container.name()
+                ),
+            )
+        };
+        let found = Found::at(tree.fd(), &inner, follow).map_err(missing)?;
+        Ok((found.info(), Packer { found, _tree: tree }))
+    }
+
+    /// Unpacks a tar into a folder of a container.
+    pub fn unpack(
+        &self,
+        container: &Container,
+        path: &str,
+        tar: &mut dyn io::Read,
+    ) -> Result<(), FrontendError> {
+        let (tree, inner) = self.place(container, path)?;
+        if container.settled.readonly || !tree.writable() {
+            return Err(FrontendError::with_code(
+                Code::FailedPrecondition,
+                "container rootfs is marked read-only",
+            ));
+        }
+        files::unpack(&tree, &inner, tar).map_err(|error| {
+            let text = format!("copy to {path} of container {}: {error}", container.name());
+            FrontendError::with_code(Code::Unknown, text)
+        })
     }
 }
 
-struct Unrooted {
-    id: String,
-    process: executor::Process,
-    mounts: Vec<Mount>,
-    hostname: String,
-    network: Network,
-    emulator: Option<PathBuf>,
+/// Something found in a container, ready to be packed.
+pub struct Packer {
+    found: Found,
+    _tree: Tree,
+}
+
+impl Packer {
+    /// Writes it as a tar.
+    pub fn pack(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        self.found.pack(out)
+    }
 }
 
 fn ended(exit: Result<executor::Exit, ExecError>) -> Exit {
@@ -519,53 +610,61 @@ fn ended(exit: Result<executor::Exit, ExecError>) -> Exit {
         Ok(exit) => Exit { code: exit.code, error: String::new(), at },
         Err(ExecError::Cancelled) => Exit { code: 137, error: String::new(), at },
         Err(ExecError::Start { program, reason, code }) => {
-            Exit { code, error: format!("{program}: {reason}"), at }
+            let text = match code {
+                127 => format!("exec: \"{program}\": executable file not found in $PATH"),
+                _ => format!("exec: \"{program}\": {reason}"),
+            };
+            Exit { code, error: text, at }
         }
         Err(error) => Exit { code: 125, error: error.to_string(), at },
     }
 }
 
+fn pid_of(pidfd: &OwnedFd) -> u32 {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let info = std::fs::read_to_string(path).unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
 fn port_error(address: SocketAddr, error: &io::Error) -> FrontendError {
     let text = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("publish port: address {address} is already in use"),
+        io::ErrorKind::AddrInUse => {
+            format!("Bind for {address} failed: port is already allocated: address already in use")
+        }
         _ => format!("publish port: listen on {address}: {error}"),
     };
     FrontendError::with_code(Code::Unavailable, text)
 }
 
-/// The host side of a port as the wire has it: an empty address is all of IPv4.
-pub fn host_address(ip: &str, port: u32) -> Result<SocketAddr, FrontendError> {
-    let bad = |what: String| FrontendError::with_code(Code::InvalidArgument, what);
-    let ip: IpAddr = match ip {
-        "" => Ipv4Addr::UNSPECIFIED.into(),
-        text => {
-            text.parse().map_err(|_| bad(format!("{text} is not an IP address to publish on")))?
-        }
-    };
-    let port = u16::try_from(port).map_err(|_| bad(format!("{port} is not a port")))?;
-    Ok(SocketAddr::new(ip, port))
+fn check_name(name: &str) -> Result<(), FrontendError> {
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if first && name.len() > 1 && bytes.all(rest) {
+        return Ok(());
+    }
+    Err(FrontendError::with_code(
+        Code::InvalidArgument,
+        format!("Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"),
+    ))
 }
 
-fn volume_mount(volume: &str) -> Result<Mount, FrontendError> {
-    let bad = || {
-        FrontendError::with_code(
-            Code::InvalidArgument,
+fn check_free(
+    containers: &BTreeMap<String, Arc<Container>>,
+    name: &str,
+) -> Result<(), FrontendError> {
+    match containers.values().find(|container| container.name() == name) {
+        None => Ok(()),
+        Some(taken) => Err(FrontendError::with_code(
+            Code::AlreadyExists,
             format!(
-                "volume {volume:?} is not HOST:CONTAINER[:ro] with absolute paths; named volumes are not supported"
+                "Conflict. The container name \"/{name}\" is already in use by container \"{}\". \
+                 You have to remove (or rename) that container to be able to reuse that name.",
+                taken.id
             ),
-        )
-    };
-    let parts: Vec<&str> = volume.split(':').collect();
-    let (host, dest, readonly) = match parts.as_slice() {
-        [host, dest] | [host, dest, "rw"] => (*host, *dest, false),
-        [host, dest, "ro"] => (*host, *dest, true),
-        _ => return Err(bad()),
-    };
-    if !host.starts_with('/') || !dest.starts_with('/') {
-        return Err(bad());
+        )),
     }
-    let source = MountSource::HostPath(host.into());
-    Ok(Mount { dest: dest.into(), source, readonly, options: MountOptions::default() })
 }
 
 /// Number of a signal as images name it: `SIGTERM`, `TERM` or `15`.
@@ -586,159 +685,25 @@ fn adjective(id: &str) -> &'static str {
     WORDS[digit as usize % WORDS.len()]
 }
 
-async fn relay(
-    pipes: Pipes,
-    mut input: mpsc::Receiver<Option<Bytes>>,
-    keep_input: bool,
-    tty: bool,
-    output: &Arc<Output>,
-) {
-    let Pipes { stdin, stdout, stderr } = pipes;
-    let outputs = async {
-        if tty {
-            // A terminal has one output, and the process never gets the second pipe.
-            drop(stderr);
-            copy_output(stdout, 1, output).await;
-        } else {
-            tokio::join!(copy_output(stdout, 1, output), copy_output(stderr, 2, output));
-        }
-    };
-    let inputs = async {
-        let mut stdin = (keep_input || tty).then_some(stdin);
-        while let Some(message) = input.recv().await {
-            match (message, &mut stdin) {
-                (Some(data), Some(pipe)) => {
-                    if pipe.write_all(&data).await.is_err() {
-                        stdin = None;
-                    }
-                }
-                (None, _) => stdin = None,
-                (Some(_), None) => {}
-            }
-        }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = outputs => {}
-        () = inputs => {}
-    }
-}
-
-async fn copy_output(mut pipe: tokio::net::unix::pipe::Receiver, stream: u8, output: &Output) {
-    let mut buffer = vec![0; 32 << 10];
-    loop {
-        match pipe.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(length) => output.append(stream, &buffer[..length]),
-        }
-    }
-}
-
-/// A container's output on disk: frames of stream number, length, bytes.
-struct Output {
-    path: PathBuf,
-    file: Mutex<File>,
-    written: watch::Sender<(u64, bool)>,
-}
-
-impl Output {
-    fn create(folder: &std::path::Path, id: &str) -> io::Result<Arc<Self>> {
-        let path = folder.join(format!("{id}.log"));
-        let file = File::options().create_new(true).append(true).open(&path)?;
-        Ok(Arc::new(Self { path, file: Mutex::new(file), written: watch::Sender::new((0, false)) }))
-    }
-
-    fn append(&self, stream: u8, data: &[u8]) {
-        let mut file = self.file.lock().expect("no panic while holding a log");
-        let mut frame = Vec::with_capacity(data.len() + 5);
-        frame.push(stream);
-        frame.extend_from_slice(&(data.len() as u32).to_le_bytes());
-        frame.extend_from_slice(data);
-        let before = self.written.borrow().0;
-        match file.write_all(&frame) {
-            Ok(()) => self.written.send_modify(|written| written.0 += frame.len() as u64),
-            Err(error) => {
-                tracing::error!(%error, path = %self.path.display(), "cannot write a container's log");
-                _ = file.set_len(before);
-            }
-        }
-    }
-
-    fn close(&self) {
-        self.written.send_modify(|written| written.1 = true);
-    }
-
-    fn reader(&self, from_start: bool) -> io::Result<OutputReader> {
-        let written = self.written.subscribe();
-        let offset = if from_start { 0 } else { written.borrow().0 };
-        Ok(OutputReader { file: File::open(&self.path)?, offset, written })
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Follows a container's output.
-pub struct OutputReader {
-    file: File,
-    offset: u64,
-    written: watch::Receiver<(u64, bool)>,
-}
-
-impl OutputReader {
-    /// The next piece as (1 or 2, bytes); `None` at the end. Without `follow`, the end is what has
-    /// been written so far.
-    pub async fn next(&mut self, follow: bool) -> io::Result<Option<(u8, Bytes)>> {
-        loop {
-            let (end, closed) = *self.written.borrow_and_update();
-            if self.offset < end {
-                break;
-            }
-            if closed || !follow || self.written.changed().await.is_err() {
-                return Ok(None);
-            }
-        }
-        let mut header = [0; 5];
-        self.file.read_exact_at(&mut header, self.offset)?;
-        let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]);
-        let mut data = vec![0; length as usize];
-        self.file.read_exact_at(&mut data, self.offset + 5)?;
-        self.offset += 5 + u64::from(length);
-        Ok(Some((header[0], data.into())))
-    }
+/// Ids of the images that containers were made of, by container; those that run are marked.
+pub fn images_in_use(runner: &Runner) -> BTreeSet<(String, String, bool)> {
+    let all = runner.list(true);
+    all.iter().map(|one| (one.image_id.clone(), one.id.clone(), one.is_running())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn output_is_followed_to_its_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let output = Output::create(folder.path(), "x").unwrap();
-        output.append(1, b"one");
-        let (mut all, mut late) = (output.reader(true).unwrap(), output.reader(false).unwrap());
-        output.append(2, b"two");
-        assert_eq!(late.next(false).await.unwrap(), Some((2, Bytes::from_static(b"two"))));
-        output.close();
-        let mut seen = Vec::new();
-        while let Some(piece) = all.next(true).await.unwrap() {
-            seen.push(piece);
-        }
-        assert_eq!(seen, [(1, Bytes::from_static(b"one")), (2, Bytes::from_static(b"two"))]);
-        assert_eq!(late.next(true).await.unwrap(), None);
-    }
-
     #[test]
-    fn signals_and_volumes() {
+    fn signals_and_names() {
         assert_eq!(
             (signal("SIGTERM"), signal("QUIT"), signal("9"), signal("NO")),
             (Some(15), Some(3), Some(9), None)
         );
-        assert!(volume_mount("/a:/b:ro").unwrap().readonly);
-        assert!(volume_mount("name:/b").is_err());
+        assert!(check_name("web-1").is_ok());
+        for bad in ["", "x", "-web", "a b", "a/b"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
     }
 }

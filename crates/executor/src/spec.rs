@@ -24,6 +24,8 @@ pub struct Spec {
     pub network: Network,
     /// What the container may do to the machine.
     pub security: Security,
+    /// Changes of the capabilities that sandboxed processes have.
+    pub capabilities: Capabilities,
     /// Limits of memory, CPU and processes. All-default means none.
     pub resources: Resources,
     /// Parent of the container's control group, as in LLB's `cgroupParent`; empty for the default.
@@ -63,6 +65,7 @@ impl Spec {
             hostname: String::new(),
             network: Network::Host,
             security: Security::Sandbox,
+            capabilities: Capabilities::default(),
             resources: Resources::default(),
             cgroup_parent: String::new(),
             extra_hosts: Vec::new(),
@@ -214,6 +217,91 @@ pub enum Security {
     Insecure,
 }
 
+/// Capabilities by number, without `CAP_`.
+pub const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// Capabilities given beside the usual ones or taken from them, as bits by number. What is given
+/// wins over what is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Given.
+    pub add: u64,
+    /// Taken.
+    pub drop: u64,
+}
+
+impl Capabilities {
+    /// Reads names with or without `CAP_` in any case; `ALL` is all of them. The name that is not
+    /// known is the error.
+    pub fn parse(add: &[String], drop: &[String]) -> Result<Self, String> {
+        let bits = |names: &[String]| {
+            names.iter().try_fold(0_u64, |bits, name| {
+                let upper = name.to_ascii_uppercase();
+                let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+                if short == "ALL" {
+                    return Ok::<u64, String>((1 << CAPABILITIES.len()) - 1);
+                }
+                let number = CAPABILITIES.iter().position(|known| *known == short);
+                Ok(bits | 1 << number.ok_or_else(|| name.clone())?)
+            })
+        };
+        let (add, mut drop) = (bits(add)?, bits(drop)?);
+        if add.count_ones() as usize == CAPABILITIES.len() {
+            // All but these: what is taken counts.
+            return Ok(Self { add: add & !drop, drop });
+        }
+        drop &= !add;
+        Ok(Self { add, drop })
+    }
+
+    /// The set that `usual` becomes.
+    pub fn apply(self, usual: u64) -> u64 {
+        usual & !self.drop | self.add
+    }
+}
+
 /// A limit as in `setrlimit`; `name` without `RLIMIT_`, in any case (`nofile`). A negative value
 /// means unlimited.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,4 +381,22 @@ pub enum DeviceKind {
     Char,
     /// Block device.
     Block,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_given_and_taken() {
+        let set = |add: &[&str], drop: &[&str]| {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let (add, drop): (Vec<String>, Vec<String>) = (owned(add), owned(drop));
+            Capabilities::parse(&add, &drop).map(|change| change.apply(0b11))
+        };
+        assert_eq!(set(&[], &["CHOWN"]), Ok(0b10));
+        assert_eq!(set(&["cap_net_admin"], &["ALL"]), Ok(1 << 12));
+        assert_eq!(set(&["ALL"], &["CHOWN"]), Ok((1 << 41) - 2));
+        assert_eq!(set(&["FLY"], &[]), Err("FLY".to_owned()));
+    }
 }

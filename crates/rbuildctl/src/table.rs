@@ -12,6 +12,16 @@ impl Table {
         Self { rows: vec![header.map(str::to_owned).to_vec()], gap: 3 }
     }
 
+    /// A table without header.
+    pub fn empty() -> Self {
+        Self { rows: Vec::new(), gap: 3 }
+    }
+
+    /// Adds a row of any number of cells.
+    pub fn cells(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
     /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.into());

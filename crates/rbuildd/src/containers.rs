@@ -1,10 +1,10 @@
-//! Containers for `rbuildctl run`, `ps`, `logs` and `stop`.
+//! Containers for `rbuildctl run`, `exec`, `ps`, `logs`, `cp` and their like.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use base::Platform;
-use engine::run::{self, Exit, Port, RunRequest, Runner};
+use bytes::Bytes;
+use engine::run::{self, Container, Exit, NewContainer, Phase, Port, Runner, StartFailure};
 use executor::Event;
 use frontend_api::FrontendError;
 use proto::rbuild::v1::{self as wire, containers_server::Containers as ContainersService};
@@ -12,47 +12,116 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::idle::Idle;
+use crate::{
+    idle::Idle,
+    images::{Images, platform},
+    logs,
+    pipe::{self, Answers, Owning},
+};
 
-/// Time between the stop signal and KILL unless the client says otherwise.
-const STOP_TIMEOUT_S: u32 = 10;
+/// Metadata of an error: the exit status for a program that was told to run.
+const EXIT_CODE: &str = "rbuild-exit-code";
 
 /// Serves the containers of one runner.
 #[derive(Clone)]
 pub struct Containers {
     pub runner: Arc<Runner>,
     pub idle: Arc<Idle>,
+    pub images: Images,
 }
 
 fn status(error: FrontendError) -> Status {
     gateway::status::to_tonic(&error)
 }
 
-fn port_to_wire(port: &Port) -> wire::Port {
-    wire::Port {
-        host_ip: port.host.ip().to_string(),
-        host_port: port.host.port().into(),
-        container_port: port.container.into(),
-        protocol: "tcp".into(),
+fn start_status(failure: StartFailure) -> Status {
+    let mut status = status(failure.error);
+    if let Some(code) = failure.code {
+        status.metadata_mut().insert(EXIT_CODE, code.into());
     }
-}
-
-fn port_from_wire(port: &wire::Port) -> Result<Port, Status> {
-    if !matches!(port.protocol.as_str(), "" | "tcp") {
-        return Err(Status::invalid_argument(format!(
-            "{} ports cannot be published; use tcp",
-            port.protocol
-        )));
-    }
-    let container =
-        u16::try_from(port.container_port).ok().filter(|number| *number > 0).ok_or_else(|| {
-            Status::invalid_argument(format!("{} is not a port", port.container_port))
-        })?;
-    Ok(Port { host: run::host_address(&port.host_ip, port.host_port).map_err(status)?, container })
+    status
 }
 
 fn exit_to_wire(exit: &Exit) -> wire::Exit {
     wire::Exit { code: exit.code, error: exit.error.clone() }
+}
+
+fn signal(name: &str) -> Result<i32, Status> {
+    let upper = name.to_ascii_uppercase();
+    run::signal(&upper).ok_or_else(|| Status::invalid_argument(format!("Invalid signal: {name}")))
+}
+
+fn resize(size: wire::WindowSize) -> Event {
+    let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
+    Event::Resize { rows: clamp(size.rows), columns: clamp(size.cols) }
+}
+
+fn piece(stream: u8, data: Bytes) -> wire::AttachResponse {
+    match stream {
+        1 => wire::AttachResponse { stdout: data, ..Default::default() },
+        _ => wire::AttachResponse { stderr: data, ..Default::default() },
+    }
+}
+
+fn describe(container: &Container) -> wire::Container {
+    let phase = container.phase();
+    let (state, started, exit, pid) = match &phase {
+        Phase::Created => ("created", None, None, 0),
+        Phase::Running { since, pid } => ("running", Some(*since), None, *pid),
+        Phase::Ended { since, exit } => ("exited", Some(*since), Some(exit), 0),
+    };
+    let process = container.process();
+    wire::Container {
+        id: container.id.clone(),
+        name: container.name(),
+        image: container.image.clone(),
+        command: container.command().to_vec(),
+        created: Some(container.created.into()),
+        finished: exit.map(|exit| exit.at.into()),
+        exit: exit.map(exit_to_wire),
+        ports: container.ports().iter().map(Port::to_wire).collect(),
+        labels: {
+            let mut labels = container.config.config.labels.clone();
+            labels.extend(container.request.labels.clone());
+            labels
+        },
+        state: state.into(),
+        started: started.map(Into::into),
+        image_id: container.image_id.clone(),
+        request: Some(container.request.clone()),
+        env: process.env.clone(),
+        workdir: process.cwd.clone(),
+        user: process.user.clone(),
+        mounts: container.mounts().cloned().collect(),
+        pid,
+        platform: container.platform.format(),
+        stop_signal: container.stop_signal().to_string(),
+        exposed: container.config.config.exposed_ports.keys().cloned().collect(),
+    }
+}
+
+impl Containers {
+    fn find(&self, wanted: &str) -> Result<Arc<Container>, Status> {
+        self.runner.find(wanted).map_err(status)
+    }
+
+    async fn make(&self, request: wire::RunRequest) -> Result<Arc<Container>, Status> {
+        let image = self.images.find(&request.image)?;
+        let host = self.images.engine.worker().platforms[0].clone();
+        let platform = platform(&request.platform)?.unwrap_or(host);
+        let new = NewContainer { request, image: image.descriptor, platform };
+        self.runner.create(new).await.map_err(status)
+    }
+
+    /// Starts a container that was made for this; one that cannot start is not kept.
+    async fn start_new(&self, container: &Arc<Container>) -> Result<(), Status> {
+        let started = self.runner.start(container).await;
+        if let Err(failure) = started {
+            _ = self.runner.remove(container, true).await;
+            return Err(start_status(failure));
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -63,41 +132,26 @@ impl ContainersService for Containers {
     ) -> Result<Response<wire::RunResponse>, Status> {
         let _busy = self.idle.busy();
         let request = request.into_inner();
-        let platform = match request.platform.as_str() {
-            "" => None,
-            text => Some(
-                Platform::parse(text)
-                    .map_err(|error| Status::invalid_argument(error.to_string()))?,
-            ),
-        };
-        let ports = request.ports.iter().map(port_from_wire).collect::<Result<_, _>>()?;
-        let container = self
-            .runner
-            .run(RunRequest {
-                image: request.image,
-                args: request.args,
-                env: request.env,
-                ports,
-                remove: request.remove,
-                workdir: request.workdir,
-                user: request.user,
-                name: request.name,
-                entrypoint: request.entrypoint.map(|entrypoint| entrypoint.args),
-                network: request.network,
-                tty: request.tty,
-                stdin: request.stdin,
-                platform: platform.map(|platform| platform.normalize()),
-                hostname: request.hostname,
-                volumes: request.volumes,
-            })
-            .await
-            .map_err(status)?;
-        let ports = container.ports().iter().map(port_to_wire).collect();
+        let create_only = request.create_only;
+        let container = self.make(request).await?;
+        if !create_only {
+            self.start_new(&container).await?;
+        }
+        let ports = container.ports().iter().map(Port::to_wire).collect();
         Ok(Response::new(wire::RunResponse { id: container.id.clone(), ports }))
     }
 
-    type AttachStream =
-        Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::AttachResponse, Status>> + Send>>;
+    async fn start(
+        &self,
+        request: Request<wire::StartContainerRequest>,
+    ) -> Result<Response<wire::StartContainerResponse>, Status> {
+        let _busy = self.idle.busy();
+        let container = self.find(&request.into_inner().container)?;
+        self.runner.start(&container).await.map_err(start_status)?;
+        Ok(Response::new(wire::StartContainerResponse {}))
+    }
+
+    type AttachStream = Answers<wire::AttachResponse>;
 
     async fn attach(
         &self,
@@ -109,11 +163,22 @@ impl ContainersService for Containers {
             .message()
             .await?
             .ok_or_else(|| Status::invalid_argument("attach needs a container to attach to"))?;
-        let container = self.runner.find(&first.container).map_err(status)?;
-        let mut output = container.output(first.logs).map_err(|error| {
-            Status::internal(format!("read the log of {}: {error}", container.name))
-        })?;
-        let follow = first.follow && container.exit().is_none();
+        let container = self.find(&first.container)?;
+        let broken =
+            |error: io::Error| Status::internal(format!("read a container's log: {error}"));
+        let mut output = container.output(first.logs).map_err(broken)?;
+        if first.start {
+            let fresh = container.phase() == Phase::Created;
+            match fresh {
+                true => self.start_new(&container).await?,
+                false => self.runner.start(&container).await.map_err(start_status)?,
+            }
+        } else if !first.logs && !container.is_running() {
+            return Err(Status::failed_precondition(
+                "You cannot attach to a stopped container, start it first",
+            ));
+        }
+        let follow = first.follow;
         let input = container.clone();
         let reading = tokio::spawn(async move {
             let mut next = Some(first);
@@ -125,10 +190,7 @@ impl ContainersService for Containers {
                     input.write(None).await;
                 }
                 if let Some(size) = message.resize {
-                    let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
-                    input
-                        .event(Event::Resize { rows: clamp(size.rows), columns: clamp(size.cols) })
-                        .await;
+                    input.event(resize(size)).await;
                 }
                 if let Some(number) = run::signal(&message.signal) {
                     input.event(Event::Signal(number)).await;
@@ -137,24 +199,15 @@ impl ContainersService for Containers {
             }
         });
         let (sender, receiver) = mpsc::channel(16);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
                 let answer = match output.next(follow).await {
-                    Ok(Some((1, stdout))) => {
-                        Ok(wire::AttachResponse { stdout, ..Default::default() })
-                    }
-                    Ok(Some((_, stderr))) => {
-                        Ok(wire::AttachResponse { stderr, ..Default::default() })
-                    }
+                    Ok(Some(it)) => Ok(piece(it.stream, it.data)),
                     Ok(None) => break,
-                    Err(error) => Err(Status::internal(format!(
-                        "read the log of {}: {error}",
-                        container.name
-                    ))),
+                    Err(error) => Err(broken(error)),
                 };
                 if sender.send(answer).await.is_err() {
-                    reading.abort();
-                    return;
+                    break;
                 }
             }
             if follow {
@@ -164,10 +217,78 @@ impl ContainersService for Containers {
                 let exit = Some(exit_to_wire(&exit));
                 _ = sender.send(Ok(wire::AttachResponse { exit, ..Default::default() })).await;
             }
-            reading.abort();
             drop(busy);
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let stream = Owning::new(ReceiverStream::new(receiver), task.abort_handle());
+        Ok(Response::new(Box::pin(Owning::new(stream, reading.abort_handle()))))
+    }
+
+    type ExecStream = Answers<wire::AttachResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<wire::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let busy = self.idle.busy();
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.unwrap_or_default();
+        let start = first
+            .start
+            .ok_or_else(|| Status::invalid_argument("exec needs to know what to run"))?;
+        let container = self.find(&start.container)?;
+        let detach = start.detach;
+        let mut exec = self.runner.exec(&container, start).await.map_err(start_status)?;
+        let (sender, receiver) = mpsc::channel(16);
+        if detach {
+            // Its output goes nowhere, but has to be taken.
+            tokio::spawn(async move { while exec.output.recv().await.is_some() {} });
+            return Ok(Response::new(Box::pin(ReceiverStream::new(receiver))));
+        }
+        let (events, stdin) = (exec.events.clone(), exec.stdin.clone());
+        let reading = tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                if !message.stdin.is_empty() {
+                    _ = stdin.send(Some(message.stdin)).await;
+                }
+                if message.stdin_eof {
+                    _ = stdin.send(None).await;
+                }
+                if let Some(size) = message.resize {
+                    _ = events.send(resize(size)).await;
+                }
+                if let Some(number) = run::signal(&message.signal) {
+                    _ = events.send(Event::Signal(number)).await;
+                }
+            }
+        });
+        tokio::spawn(async move {
+            let mut listening = true;
+            while let Some((stream, data)) = exec.output.recv().await {
+                // The process goes on without its client, as docker's does.
+                listening = listening && sender.send(Ok(piece(stream, data))).await.is_ok();
+            }
+            if let Ok(exit) = exec.exit.await {
+                let exit = Some(exit_to_wire(&exit));
+                _ = sender.send(Ok(wire::AttachResponse { exit, ..Default::default() })).await;
+            }
+            drop(busy);
+        });
+        let stream = Owning::new(ReceiverStream::new(receiver), reading.abort_handle());
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type LogsStream = Answers<wire::AttachResponse>;
+
+    async fn logs(
+        &self,
+        request: Request<wire::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let busy = self.idle.busy();
+        let request = request.into_inner();
+        let container = self.find(&request.container)?;
+        let answers = logs::stream(&container, &request, busy)
+            .map_err(|error| Status::internal(format!("read a container's log: {error}")))?;
+        Ok(Response::new(answers))
     }
 
     async fn list(
@@ -175,23 +296,16 @@ impl ContainersService for Containers {
         request: Request<wire::ListContainersRequest>,
     ) -> Result<Response<wire::ListContainersResponse>, Status> {
         let containers = self.runner.list(request.into_inner().all);
-        let containers = containers
-            .iter()
-            .map(|container| {
-                let exit = container.exit();
-                wire::Container {
-                    id: container.id.clone(),
-                    name: container.name.clone(),
-                    image: container.image.clone(),
-                    command: container.command.clone(),
-                    created: Some(container.created.into()),
-                    finished: exit.as_ref().map(|exit| exit.at.into()),
-                    exit: exit.as_ref().map(exit_to_wire),
-                    ports: container.ports().iter().map(port_to_wire).collect(),
-                }
-            })
-            .collect();
+        let containers = containers.iter().map(|container| describe(container)).collect();
         Ok(Response::new(wire::ListContainersResponse { containers }))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<wire::InspectContainerRequest>,
+    ) -> Result<Response<wire::Container>, Status> {
+        let container = self.find(&request.into_inner().container)?;
+        Ok(Response::new(describe(&container)))
     }
 
     async fn stop(
@@ -200,19 +314,39 @@ impl ContainersService for Containers {
     ) -> Result<Response<wire::StopContainerResponse>, Status> {
         let _busy = self.idle.busy();
         let request = request.into_inner();
-        let container = self.runner.find(&request.container).map_err(status)?;
-        let signal = match request.signal.as_str() {
+        let container = self.find(&request.container)?;
+        let number = match request.signal.as_str() {
             "" => None,
-            name => Some(
-                run::signal(name)
-                    .ok_or_else(|| Status::invalid_argument(format!("unknown signal {name}")))?,
-            ),
+            name => Some(signal(name)?),
         };
-        if container.exit().is_none() {
-            let timeout = Duration::from_secs(request.timeout_s.unwrap_or(STOP_TIMEOUT_S).into());
-            self.runner.stop(&container, signal, timeout).await;
-        }
+        let timeout = request.timeout_s.map(|seconds| Duration::from_secs(seconds.into()));
+        self.runner.stop(&container, number, timeout).await;
         Ok(Response::new(wire::StopContainerResponse {}))
+    }
+
+    async fn signal(
+        &self,
+        request: Request<wire::SignalContainerRequest>,
+    ) -> Result<Response<wire::SignalContainerResponse>, Status> {
+        let request = request.into_inner();
+        let container = self.find(&request.container)?;
+        let number = signal(&request.signal)?;
+        if !container.event(Event::Signal(number)).await {
+            return Err(Status::failed_precondition(format!(
+                "cannot kill container: {}: container {} is not running",
+                request.container, container.id
+            )));
+        }
+        Ok(Response::new(wire::SignalContainerResponse {}))
+    }
+
+    async fn wait(
+        &self,
+        request: Request<wire::WaitContainerRequest>,
+    ) -> Result<Response<wire::Exit>, Status> {
+        let _busy = self.idle.busy();
+        let container = self.find(&request.into_inner().container)?;
+        Ok(Response::new(exit_to_wire(&container.wait().await)))
     }
 
     async fn remove(
@@ -220,8 +354,86 @@ impl ContainersService for Containers {
         request: Request<wire::RemoveContainerRequest>,
     ) -> Result<Response<wire::RemoveContainerResponse>, Status> {
         let request = request.into_inner();
-        let container = self.runner.find(&request.container).map_err(status)?;
+        let container = self.find(&request.container)?;
         self.runner.remove(&container, request.force).await.map_err(status)?;
         Ok(Response::new(wire::RemoveContainerResponse {}))
+    }
+
+    async fn rename(
+        &self,
+        request: Request<wire::RenameContainerRequest>,
+    ) -> Result<Response<wire::RenameContainerResponse>, Status> {
+        let request = request.into_inner();
+        let container = self.find(&request.container)?;
+        self.runner.rename(&container, &request.name).map_err(status)?;
+        Ok(Response::new(wire::RenameContainerResponse {}))
+    }
+
+    type CopyFromStream = Answers<wire::CopyFromResponse>;
+
+    async fn copy_from(
+        &self,
+        request: Request<wire::CopyFromRequest>,
+    ) -> Result<Response<Self::CopyFromStream>, Status> {
+        let busy = self.idle.busy();
+        let request = request.into_inner();
+        let container = self.find(&request.container)?;
+        let found = self.runner.stat(&container, &request.path, request.follow_link);
+        let (info, packer) = found.map_err(status)?;
+        let (answers, receiver) = mpsc::channel(pipe::QUEUE);
+        let exists = info.exists;
+        let info = wire::PathInfo { name: info.name, folder: info.folder, exists };
+        let first = wire::CopyFromResponse { info: Some(info), ..Default::default() };
+        _ = answers.send(Ok(first)).await;
+        if exists {
+            let (sender, mut data) = mpsc::channel(pipe::QUEUE);
+            let packing =
+                tokio::task::spawn_blocking(move || packer.pack(&mut pipe::Sender::new(sender)));
+            tokio::spawn(async move {
+                while let Some(data) = data.recv().await {
+                    let message = wire::CopyFromResponse { data, ..Default::default() };
+                    if answers.send(Ok(message)).await.is_err() {
+                        return;
+                    }
+                }
+                let packed = packing.await.map_err(io::Error::other).and_then(|packed| packed);
+                if let Err(error) = packed {
+                    let text = format!("copy {}: {error}", request.path);
+                    _ = answers.send(Err(Status::unknown(text))).await;
+                }
+                drop(busy);
+            });
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn copy_to(
+        &self,
+        request: Request<Streaming<wire::CopyToRequest>>,
+    ) -> Result<Response<wire::CopyToResponse>, Status> {
+        let _busy = self.idle.busy();
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.unwrap_or_default();
+        let container = self.find(&first.container)?;
+        let (data, receiver) = mpsc::channel(pipe::QUEUE);
+        let (runner, path) = (self.runner.clone(), first.path.clone());
+        let unpacking = tokio::task::spawn_blocking(move || {
+            runner.unpack(&container, &path, &mut pipe::Receiver::new(receiver))
+        });
+        let mut next = Some(Ok(first.data));
+        while let Some(message) = next.take() {
+            if data.send(message).await.is_err() {
+                break;
+            }
+            next = match incoming.message().await {
+                Ok(Some(message)) => Some(Ok(message.data)),
+                Ok(None) => None,
+                Err(status) => Some(Err(status)),
+            };
+        }
+        drop(data);
+        let unpacked = unpacking.await.map_err(|error| Status::internal(error.to_string()))?;
+        unpacked.map_err(status)?;
+        Ok(Response::new(wire::CopyToResponse {}))
     }
 }

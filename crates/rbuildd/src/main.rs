@@ -4,6 +4,7 @@
 //! drivers chosen and the environment read. A first SIGTERM or SIGINT ends it gracefully, a second
 //! one no longer waits, a third ends it at once.
 
+mod builds;
 mod config;
 mod containers;
 mod content;
@@ -13,8 +14,14 @@ mod flags;
 mod idle;
 mod images;
 mod listen;
+mod logs;
+mod pipe;
+mod registries;
 mod serve;
 mod setup;
+mod storage;
+mod trace;
+mod volumes;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -41,8 +48,8 @@ pub const VERSION: Version = Version {
     dockerfile: "1.26.0",
 };
 
-/// How long running calls may take to end after the first signal.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long calls that are no builds may take to end after the builds did.
+const LAST_CALLS: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     // The launcher is this program again: it must not become a daemon first.
@@ -107,7 +114,9 @@ async fn run(config: &Config, launcher: executor::launcher::Launcher) -> anyhow:
     let idle = Idle::new();
     let services = setup::services(config, launcher, idle.clone()).await?;
     if let Some(address) = &config.debug_address {
-        debug::serve(address, services.engine.clone()).await?;
+        let (engine, builds) = (services.engine.clone(), services.builds.clone());
+        let since = std::time::Instant::now();
+        debug::serve(address, debug::Debug { engine, builds, since }).await?;
     }
     notify("READY=1");
     tracing::info!(addresses = ?config.addresses, root = %config.root.display(), "ready");
@@ -125,18 +134,38 @@ async fn run(config: &Config, launcher: executor::launcher::Launcher) -> anyhow:
             }
         }
     };
+    let builds = services.builds.clone();
+    let ending = async {
+        ending.await;
+        notify("STOPPING=1");
+        let running = builds.running().len();
+        tracing::info!(running, "stopping");
+        // Builds go on making calls until they end; nothing is closed before.
+        tokio::select! {
+            drained = tokio::time::timeout(config.drain_timeout, builds.drain()) => {
+                if drained.is_err() {
+                    let left = builds.running().len();
+                    tracing::warn!(left, "builds still run after {:?}; cancelling them", config.drain_timeout);
+                }
+                true
+            }
+            () = signalled() => {
+                tracing::warn!("stopping without waiting");
+                false
+            }
+        }
+    };
     let serving = services.serve(listeners, config);
     tokio::pin!(serving);
     tokio::select! {
         served = &mut serving => served?,
-        () = ending => {
-            notify("STOPPING=1");
-            tracing::info!("stopping");
+        drained = ending => {
             idle.stop();
+            let patience = if drained && builds.running().is_empty() { LAST_CALLS } else { Duration::ZERO };
             tokio::select! {
-                served = tokio::time::timeout(DRAIN, &mut serving) => match served {
+                served = tokio::time::timeout(patience, &mut serving) => match served {
                     Ok(served) => served?,
-                    Err(_) => tracing::warn!("calls still run after {} s; cancelling them", DRAIN.as_secs()),
+                    Err(_) => tracing::warn!("calls still run; cancelling them"),
                 },
                 () = signalled() => tracing::warn!("stopping without waiting"),
             }

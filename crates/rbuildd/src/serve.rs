@@ -14,12 +14,17 @@ use proto::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
     },
-    rbuild::v1::{containers_server::ContainersServer, images_server::ImagesServer},
+    rbuild::v1::{
+        containers_server::ContainersServer, images_server::ImagesServer,
+        registries_server::RegistriesServer, storage_server::StorageServer,
+        volumes_server::VolumesServer,
+    },
 };
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{Request, Response, Status, metadata::MetadataMap, service::Routes, transport::Server};
 
 use crate::{
+    builds::Builds,
     config::Config,
     containers::Containers,
     content::Content,
@@ -27,6 +32,10 @@ use crate::{
     idle::Idle,
     images::Images,
     listen::{Connection, Listener, tls_config},
+    registries::Registries,
+    storage::Storage,
+    trace::Traces,
+    volumes::Volumes,
 };
 
 /// Largest message, both ways.
@@ -43,6 +52,10 @@ pub struct Services {
     pub runner: Arc<Runner>,
     pub idle: Arc<Idle>,
     pub policies: Arc<Vec<store::GcPolicy>>,
+    pub builds: Arc<Builds>,
+    pub traces: Option<Traces>,
+    /// The way to registries.
+    pub client: oci::registry::Client,
 }
 
 /// Client-side frontend runs by build id.
@@ -67,15 +80,18 @@ impl gateway::Runs for ClientRuns {
     }
 }
 
-/// Accepts spans and drops them.
-struct Spans;
+/// Passes spans of clients on, if there is a collector.
+struct Spans(Option<Traces>);
 
 #[async_trait]
 impl TraceService for Spans {
     async fn export(
         &self,
-        _: Request<ExportTraceServiceRequest>,
+        request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        if let Some(traces) = &self.0 {
+            traces.forward(request.into_inner().resource_spans);
+        }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -91,20 +107,30 @@ impl Services {
         }
         let (engine, runner, idle) = (&self.engine, &self.runner, &self.idle);
         let control =
-            Control { engine: engine.clone(), idle: idle.clone(), policies: self.policies.clone() };
+            Control { engine: engine.clone(), idle: idle.clone(), policies: self.policies.clone(), builds: self.builds.clone(), traces: self.traces.clone() };
         let bridge = gateway::Service::new(Arc::new(ClientRuns(engine.clone())));
         let content = Content { store: engine.store().clone() };
-        let images = Images { engine: engine.clone(), runner: runner.clone(), idle: idle.clone() };
-        let containers = Containers { runner: runner.clone(), idle: idle.clone() };
+        let client = self.client.clone();
+        let registries =
+            Registries { engine: engine.clone(), idle: idle.clone(), client: client.clone() };
+        let images =
+            Images { engine: engine.clone(), runner: runner.clone(), idle: idle.clone(), client };
+        let containers =
+            Containers { runner: runner.clone(), idle: idle.clone(), images: images.clone() };
+        let volumes = Volumes { runner: runner.clone() };
+        let storage = Storage { engine: engine.clone(), idle: idle.clone() };
         let (_, health) = tonic_health::server::health_reporter();
         let v1 = reflection().build_v1()?;
         let v1alpha = reflection().build_v1alpha()?;
         Ok(Routes::new(sized!(ControlServer::new(control)))
             .add_service(sized!(LlbBridgeServer::new(bridge)))
             .add_service(sized!(ContentServer::new(content)))
-            .add_service(sized!(TraceServiceServer::new(Spans)))
-            .add_service(ImagesServer::new(images))
-            .add_service(ContainersServer::new(containers))
+            .add_service(sized!(TraceServiceServer::new(Spans(self.traces.clone()))))
+            .add_service(sized!(ImagesServer::new(images)))
+            .add_service(sized!(RegistriesServer::new(registries)))
+            .add_service(sized!(ContainersServer::new(containers)))
+            .add_service(VolumesServer::new(volumes))
+            .add_service(StorageServer::new(storage))
             .add_service(health)
             .add_service(v1)
             .add_service(v1alpha))

@@ -15,7 +15,7 @@ use ops::{Machine, cache_mount::CacheMounts};
 use source::{Providers, Source, Sources};
 use store::Store;
 
-use crate::{config::Config, idle::Idle, serve::Services};
+use crate::{builds::Builds, config::Config, idle::Idle, trace::Traces, serve::Services};
 
 /// The collector runs this long after a build, and at most once in [`COLLECT_PAUSE`].
 const COLLECT_DELAY: Duration = Duration::from_secs(1);
@@ -112,6 +112,7 @@ pub async fn services(
         Arc::new(source::Images::new(store.clone(), client.clone(), providers.clone())),
         Arc::new(source::Layouts::new(store.clone(), providers.clone())),
     ];
+    let registry = client.clone();
     let emulator_folders = emulator_folders();
     let jobs = Arc::new(Jobs::default());
     let machine = Arc::new(Machine {
@@ -152,12 +153,13 @@ pub async fn services(
         journals,
         registries: Arc::new(move |group| registries(client.clone(), group)),
     };
+    let traces = Traces::from_environment()?;
     let engine = Engine::new(machine, jobs, settings)?;
     let runner = Runner::new(engine.clone(), logs);
     if config.gc {
         tokio::spawn(collect(Arc::downgrade(&engine)));
     }
-    Ok(Services { engine, runner, idle, policies: Arc::new(policies) })
+    Ok(Services { engine, runner, idle, policies: Arc::new(policies), client: registry, builds: Builds::new(), traces })
 }
 
 /// The folder itself, or the nearest one above it that exists.

@@ -13,7 +13,7 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 /// Docker Hub under the name registries are contacted by, and the name credentials are kept under.
 const HUB_HOST: &str = "registry-1.docker.io";
-const HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// What is known for one registry; all empty means anonymous.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -108,6 +108,22 @@ impl DockerConfig {
         };
         serde_json::from_slice(&text)
             .map_err(|error| base::fs::context(io::Error::other(error), "read", &path))
+    }
+
+    /// A configuration with one login, kept under `key` ([`super::login_key`]).
+    pub fn of_login(key: &str, username: &str, password: &str) -> Self {
+        let entry = AuthEntry {
+            username: username.to_owned(),
+            password: password.to_owned(),
+            ..AuthEntry::default()
+        };
+        Self { auths: [(key.to_owned(), entry)].into(), ..Self::default() }
+    }
+
+    /// The helper program's name for a registry's login, if one keeps it.
+    pub(super) fn helper(&self, key: &str) -> Option<&str> {
+        let helper = self.cred_helpers.get(key).unwrap_or(&self.creds_store);
+        (!helper.is_empty()).then_some(helper)
     }
 
     /// Build arguments for the proxies configured for daemons reached at `address`.

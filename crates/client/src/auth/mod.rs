@@ -5,7 +5,9 @@
 
 mod config;
 mod provider;
+mod save;
 mod token;
 
 pub use config::{AuthEntry, DockerConfig};
 pub use provider::AuthProvider;
+pub use save::{Saved, erase_login, login_key, save_login};

@@ -319,7 +319,8 @@ fn free_loop_device() -> Option<u32> {
 pub fn confinement(spec: &Spec, layout: &Layout) -> Confinement {
     let sandbox = spec.security == Security::Sandbox;
     Confinement {
-        capabilities: sandbox.then(|| sandbox_capabilities(layout.devices.is_some())),
+        capabilities: sandbox
+            .then(|| spec.capabilities.apply(sandbox_capabilities(layout.devices.is_some()))),
         seccomp: sandbox,
         apparmor: spec.apparmor_profile.clone().filter(|_| sandbox),
         oom_score_adj: spec.oom_score_adj,

@@ -6,53 +6,9 @@ use crate::{
     ExecError, MountSource, Network, Process, Resources, Security, Spec,
     native::plan::{self, EMULATOR, MASKED, READONLY, SHM_SIZE},
     seccomp,
+    spec::CAPABILITIES,
     user::User,
 };
-
-/// Capabilities by number.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// Where what the configuration mentions lies, once the bundle is mounted.
 pub struct Places {
@@ -116,8 +72,11 @@ pub fn process(spec: &Spec, process: &Process, user: &User) -> Result<Value, Exe
         args.insert(0, EMULATOR.to_owned());
     }
     let sandbox = spec.security == Security::Sandbox;
-    let allowed =
-        if sandbox { crate::child::sandbox_capabilities(true) } else { own_capabilities() };
+    let allowed = if sandbox {
+        spec.capabilities.apply(crate::child::sandbox_capabilities(true))
+    } else {
+        own_capabilities()
+    };
     let names: Vec<String> = (0..)
         .zip(CAPABILITIES)
         .filter(|(number, _)| allowed & (1 << number) != 0)

@@ -8,6 +8,7 @@ mod auth;
 mod client;
 mod credentials;
 mod hosts;
+mod login;
 mod pull;
 mod push;
 mod retry;

@@ -43,7 +43,7 @@ impl PsArgs {
         };
         if let Some(format) = format {
             for container in &all {
-                println!("{}", format.apply(&container_json(container, id(container))));
+                println!("{}", format.apply(&container_json(container, id(container)))?);
             }
             return Ok(ExitCode::SUCCESS);
         }

@@ -69,7 +69,7 @@ impl WorkersArgs {
         let workers =
             workers.map_err(ClientError::rpc("failed to list workers"))?.into_inner().record;
         if let Some(format) = format {
-            println!("{}", format.apply(&workers.iter().map(worker_json).collect()));
+            println!("{}", format.apply(&workers.iter().map(worker_json).collect())?);
         } else if self.verbose {
             workers.iter().for_each(|worker| print!("{}", verbose(worker)));
         } else {
@@ -191,7 +191,7 @@ impl InfoArgs {
                     "version": version.version,
                     "revision": version.revision,
                     "dockerfileVersion": version.dockerfile_version,
-                }}))
+                }}))?
             ),
             None => {
                 println!(
@@ -251,7 +251,7 @@ impl HistoriesArgs {
                         "generation": record.generation,
                     },
                 });
-                println!("{}", format.apply(&value));
+                println!("{}", format.apply(&value)?);
                 continue;
             }
             lines.push(vec![

@@ -81,9 +81,9 @@ impl ImagesArgs {
             if self.no_trunc { id_of(image).to_owned() } else { short(id_of(image)) }
         };
         if let Some(format) = format {
-            images
-                .iter()
-                .for_each(|image| println!("{}", format.apply(&image_json(image, id(image)))));
+            for image in &images {
+                println!("{}", format.apply(&image_json(image, id(image)))?);
+            }
             return Ok(ExitCode::SUCCESS);
         }
         if self.quiet {

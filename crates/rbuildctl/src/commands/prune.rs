@@ -66,7 +66,7 @@ impl PruneArgs {
         while let Some(record) = records.message().await.map_err(&fail)? {
             total += record.size;
             if let Some(format) = &format {
-                println!("{}", format.apply(&du::record_json(&record)));
+                println!("{}", format.apply(&du::record_json(&record))?);
             } else if self.verbose {
                 print!("{}", du::verbose(&record));
             } else {

@@ -149,6 +149,7 @@ impl RunArgs {
             platform: text(&self.platform),
             hostname: text(&self.hostname),
             volumes: volumes?,
+            ..RunRequest::default()
         })
     }
 }
