@@ -6,13 +6,11 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use executor::{
-    Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Pipes, Root, Secret, Spec,
-};
+use executor::{Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Pipes, Root, Spec};
 use frontend_api::{Code, FrontendError, RefHandle};
 use gateway::{Container, NewContainer, Process, ProcessEvent, ProcessInput};
 use llb::pb::{self, MountType};
+use ops::Mounter;
 use store::{MutRef, NewRecord, Ref};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -54,6 +52,8 @@ struct Running {
     mounts: Vec<Prepared>,
     cancel: CancellationToken,
     state: Arc<State>,
+    /// What mounts need until the container ends.
+    keep: Mutex<Vec<Box<dyn Send + Sync>>>,
 }
 
 /// How far the first process is: later ones can join while it runs.
@@ -120,6 +120,7 @@ impl gateway::Containers for Containers {
             mounts,
             cancel: CancellationToken::new(),
             state: Arc::default(),
+            keep: Mutex::default(),
         }))
     }
 }
@@ -246,11 +247,10 @@ impl Container for Running {
 
 impl Running {
     async fn process(&self, process: &Process) -> Result<executor::Process, FrontendError> {
-        let mut secrets = Vec::new();
-        for env in &process.secret_env {
-            let value = self.secret(&env.id, env.optional).await?.unwrap_or_default();
-            secrets.push((env.name.clone(), String::from_utf8_lossy(&value).into_owned()));
-        }
+        let group = self.engine.machine.sessions.group([self.job.session.clone()]);
+        let secrets = ops::secret_env(&group, &process.secret_env)
+            .await
+            .map_err(|error| failure::from_op(&error))?;
         let mut env = executor::env::finalise(&process.meta.env, None, secrets, &[]);
         if process.tty && executor::env::get(&env, "TERM").is_none() {
             env.push("TERM=xterm".into());
@@ -263,18 +263,6 @@ impl Running {
             rlimits: ops::rlimits(&process.meta.ulimit),
             terminal: process.tty,
         })
-    }
-
-    async fn secret(&self, id: &str, optional: bool) -> Result<Option<Bytes>, FrontendError> {
-        let group = self.engine.machine.sessions.group([self.job.session.clone()]);
-        match group.secret(id).await {
-            Ok(Some(data)) => Ok(Some(data)),
-            Ok(None) | Err(_) if optional => Ok(None),
-            Ok(None) => {
-                Err(FrontendError::with_code(Code::NotFound, format!("secret {id}: not found")))
-            }
-            Err(error) => Err(FrontendError::new(error.to_string())),
-        }
     }
 
     async fn spec(
@@ -295,13 +283,18 @@ impl Running {
             return Err(FrontendError::new("network.host is not allowed"));
         }
         let op = |error: ops::OpError| failure::from_op(&error);
+        let sessions = machine.sessions.group([self.job.session.clone()]);
+        let mut others = Mounter::new(machine, &sessions, &self.cancel);
         let mut root = None;
-        let mut mounts = Vec::new();
+        let (mut mounts, mut keep) = (Vec::new(), Vec::new());
+        let mut take = |ready: ops::Ready| {
+            keep.extend(ready.keep);
+            ready.mount
+        };
         for prepared in &self.mounts {
             let mount = &prepared.mount;
             let dest = base::path::absolute(&mount.dest);
-            let mut options = MountOptions::default();
-            let source = match mount.mount_type() {
+            let mount = match mount.mount_type() {
                 MountType::Bind => {
                     let tree = prepared.tree.as_ref().expect("bind mounts have trees");
                     let fd = tree.fd().try_clone_to_owned();
@@ -312,40 +305,23 @@ impl Running {
                         root = Some(Root { tree, readonly: mount.readonly });
                         continue;
                     }
-                    MountSource::Tree { tree, path: mount.selector.clone() }
+                    let source = MountSource::Tree { tree, path: mount.selector.clone() };
+                    let (readonly, options) = (mount.readonly, MountOptions::default());
+                    Some(Mount { dest, source, readonly, options })
                 }
-                MountType::Tmpfs => {
-                    options.nosuid = true;
-                    let size =
-                        mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
-                    MountSource::Tmpfs { size: size.filter(|size| *size > 0) }
-                }
-                MountType::Secret => {
-                    let secret = mount.secret_opt.clone().unwrap_or_default();
-                    let Some(data) = self.secret(&secret.id, secret.optional).await? else {
-                        continue;
-                    };
-                    options = MountOptions {
-                        nosuid: true,
-                        nodev: true,
-                        noexec: secret.mode & 0o111 == 0,
-                    };
-                    let (uid, gid, mode) = (secret.uid, secret.gid, secret.mode & 0o777);
-                    MountSource::File { data: Secret(data), uid, gid, mode }
-                }
-                other => {
-                    return Err(FrontendError::with_code(
-                        Code::Unimplemented,
-                        format!(
-                            "{} mounts of frontend containers are not supported by this daemon yet; \
-                             use a bind or tmpfs mount",
-                            other.as_str_name()
-                        ),
-                    ));
+                MountType::Tmpfs => Mounter::memory(mount, dest).mount,
+                MountType::Secret => take(others.secret(mount, dest).await.map_err(op)?),
+                MountType::Ssh => take(others.agent(mount, dest).await.map_err(op)?),
+                MountType::Cache => {
+                    let start = bridge::resolve(prepared.handle.as_ref()).await?;
+                    let user = format!("container {}", self.id);
+                    let ready = others.cache(mount, dest, start.as_ref(), &user).await;
+                    take(ready.map_err(op)?)
                 }
             };
-            mounts.push(Mount { dest, source, readonly: mount.readonly, options });
+            mounts.extend(mount);
         }
+        self.keep.lock().expect("no panic with what is kept").extend(keep);
         let root = root.ok_or_else(|| FrontendError::new("container needs a mount at /"))?;
         let mut spec = Spec::new(self.id.clone(), root, described);
         spec.mounts = mounts;

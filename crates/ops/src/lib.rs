@@ -15,6 +15,7 @@ mod keyjson;
 mod worker;
 
 pub use error::OpError;
+pub use exec::mounts::{Mounter, Ready, secret, secret_env};
 pub use exec::run::{extra_hosts, network, rlimits, security};
 pub use jobs::{Jobs, LogStream};
 pub use worker::{Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base::goquote::Quoted;
 use executor::{
-    ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Root, Secret, Security, Spec,
+    ExecError, Hooks, Io, Mount, MountOptions, MountSource, Network, Root, Security, Spec,
 };
 use llb::pb::{self, MountType, NetMode, SecurityMode};
 use session::Group;
@@ -14,7 +14,8 @@ use store::{MutRef, NewRecord, Ref};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::{LogStream, Machine, OpError, cache_mount::Wanted};
+use super::mounts::{Mounter, Ready, secret_env};
+use crate::{LogStream, Machine, OpError};
 
 /// A pipe read.
 const CHUNK: usize = 32 << 10;
@@ -53,6 +54,13 @@ struct Prepared {
     _keep: Vec<Box<dyn Send + Sync>>,
 }
 
+impl Prepared {
+    fn fill(&mut self, ready: Ready) {
+        self.mount = ready.mount;
+        self._keep.extend(ready.keep);
+    }
+}
+
 impl Run<'_> {
     /// Runs the process and gives the op's outputs in order.
     pub(crate) async fn run(self) -> Result<Vec<Option<Ref>>, OpError> {
@@ -60,12 +68,12 @@ impl Run<'_> {
         let args = meta.args.join(" ");
         let mut root = None;
         let mut prepared = Vec::with_capacity(self.op.mounts.len());
-        let mut caches = std::collections::HashMap::new();
+        let mut others = Mounter::new(self.machine, &self.sessions, &self.cancelled);
         for mount in &self.op.mounts {
-            let one = self.prepare(mount, &meta, &args, &mut root, &mut caches).await?;
+            let one = self.prepare(mount, &meta, &args, &mut root, &mut others).await?;
             prepared.push(one);
         }
-        drop(caches);
+        drop(others);
         let root = root.ok_or_else(|| OpError::invalid("mount / has no input"))?;
         let spec = self.spec(&meta, root, &mut prepared).await?;
         let outcome = self.process(spec, &meta, args).await;
@@ -96,7 +104,7 @@ impl Run<'_> {
         meta: &pb::Meta,
         args: &str,
         root: &mut Option<Root>,
-        caches: &mut std::collections::HashMap<String, Arc<MutRef>>,
+        others: &mut Mounter<'_>,
     ) -> Result<Prepared, OpError> {
         let kind = MountType::try_from(mount.mount_type).map_err(|_| {
             OpError::invalid(format!("unknown mount type {} for {}", mount.mount_type, mount.dest))
@@ -134,84 +142,16 @@ impl Run<'_> {
                 ready._keep.push(Box::new(source));
             }
             MountType::Cache => {
-                let options = mount
-                    .cache_opt
-                    .as_ref()
-                    .ok_or_else(|| OpError::invalid("missing cache mount options"))?;
-                let sharing = pb::CacheSharingOpt::try_from(options.sharing)
-                    .map_err(|_| OpError::invalid("invalid cache sharing option"))?;
-                let id = if options.id.is_empty() { dest.as_str() } else { options.id.as_str() };
                 let input = self.input(mount)?;
-                let label = if options.id.is_empty() {
-                    String::new()
-                } else {
-                    format!(" with id {:?}", options.id)
-                };
-                let wanted = Wanted {
-                    id,
-                    input: input.and_then(|(_, reference)| reference),
-                    sharing,
-                    description: format!("cached mount {} from exec {args}{label}", mount.dest),
-                };
-                // A second mount of the same folder in one op shares the first one's.
-                let key = format!("{id}\0{:?}", mount.input);
-                let folder = match caches.get(&key) {
-                    Some(folder) => folder.clone(),
-                    None => self.machine.cache_mounts.take(wanted, &self.cancelled).await?,
-                };
-                caches.insert(key, folder.clone());
-                let tree = folder.tree()?;
-                let source =
-                    MountSource::Tree { tree: descriptor(&tree)?, path: mount.selector.clone() };
-                ready.mount = Some(placed(dest, source, mount.readonly, MountOptions::default()));
-                ready._keep.push(Box::new(tree));
-                ready._keep.push(Box::new(folder));
+                let start = input.and_then(|(_, reference)| reference);
+                ready.fill(others.cache(mount, dest, start, &format!("exec {args}")).await?);
                 if let Some((index, _)) = input {
                     ready.after = After::Input(index);
                 }
             }
-            MountType::Tmpfs => {
-                let size =
-                    mount.tmpfs_opt.as_ref().and_then(|tmpfs| u64::try_from(tmpfs.size).ok());
-                let source = MountSource::Tmpfs { size: size.filter(|size| *size > 0) };
-                let options = MountOptions { nosuid: true, ..Default::default() };
-                ready.mount = Some(placed(dest, source, mount.readonly, options));
-            }
-            MountType::Secret => {
-                let options = mount
-                    .secret_opt
-                    .as_ref()
-                    .ok_or_else(|| OpError::invalid("invalid secret mount options"))?;
-                if options.id.is_empty() {
-                    return Err(OpError::invalid("secret ID missing from mount options"));
-                }
-                if let Some(data) = self.secret(&options.id, options.optional).await? {
-                    let source = MountSource::File {
-                        data: Secret(data),
-                        uid: options.uid,
-                        gid: options.gid,
-                        mode: options.mode & 0o777,
-                    };
-                    let options = MountOptions {
-                        nosuid: true,
-                        nodev: true,
-                        noexec: options.mode & 0o111 == 0,
-                    };
-                    ready.mount = Some(placed(dest, source, true, options));
-                }
-            }
-            MountType::Ssh => {
-                let options = mount
-                    .ssh_opt
-                    .as_ref()
-                    .ok_or_else(|| OpError::invalid("invalid ssh mount options"))?;
-                if let Some((socket, folder)) = self.agent(options).await? {
-                    let source = MountSource::HostPath(socket.path().to_owned());
-                    ready.mount = Some(placed(dest, source, false, MountOptions::default()));
-                    ready._keep.push(Box::new(socket));
-                    ready._keep.push(Box::new(folder));
-                }
-            }
+            MountType::Tmpfs => ready.fill(Mounter::memory(mount, dest)),
+            MountType::Secret => ready.fill(others.secret(mount, dest).await?),
+            MountType::Ssh => ready.fill(others.agent(mount, dest).await?),
         }
         Ok(ready)
     }
@@ -252,66 +192,13 @@ impl Run<'_> {
         }
     }
 
-    async fn secret(&self, id: &str, optional: bool) -> Result<Option<bytes::Bytes>, OpError> {
-        match self.sessions.secret(id).await {
-            Ok(Some(data)) => Ok(Some(data)),
-            Ok(None) if optional => Ok(None),
-            Err(session::SessionError::NoSessions) if optional => Ok(None),
-            Ok(None) => Err(OpError::invalid(format!("secret {id}: not found"))),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn agent(
-        &self,
-        options: &pb::SshOpt,
-    ) -> Result<Option<(session::AgentSocket, tempfile::TempDir)>, OpError> {
-        let id = options.id.clone();
-        let found = self
-            .sessions
-            .any(|session| {
-                let id = id.clone();
-                async move { session.check_agent(&id).await.map(|()| session) }
-            })
-            .await;
-        let session = match found {
-            Ok(session) => session,
-            Err(_) if options.optional => return Ok(None),
-            Err(session::SessionError::Status(status))
-                if status.code() == tonic::Code::Unimplemented =>
-            {
-                return Err(OpError::invalid(format!(
-                    "no SSH key {id:?} forwarded from the client"
-                )));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let folder = tempfile::Builder::new()
-            .prefix("agent-")
-            .tempdir_in(&self.machine.config.run_folder)
-            .map_err(|error| {
-                OpError::invalid(format!("make a folder for the agent's socket: {error}"))
-            })?;
-        let rights =
-            session::AgentSocketOptions { uid: options.uid, gid: options.gid, mode: options.mode };
-        let socket = session::AgentSocket::listen(folder.path(), session, &id, rights)?;
-        Ok(Some((socket, folder)))
-    }
-
     async fn spec(
         &self,
         meta: &pb::Meta,
         root: Root,
         prepared: &mut [Prepared],
     ) -> Result<Spec, OpError> {
-        let mut secrets = Vec::new();
-        for env in &self.op.secretenv {
-            if env.id.is_empty() || env.name.is_empty() {
-                return Err(OpError::invalid("secret environment variable needs an id and a name"));
-            }
-            let value = self.secret(&env.id, env.optional).await?.unwrap_or_default();
-            secrets.push((env.name.clone(), String::from_utf8_lossy(&value).into_owned()));
-        }
+        let secrets = secret_env(&self.sessions, &self.op.secretenv).await?;
         let proxy = meta.proxy_env.as_ref().map(|proxy| executor::env::Proxy {
             http: proxy.http_proxy.clone(),
             https: proxy.https_proxy.clone(),
