@@ -193,6 +193,12 @@ impl<W: Worker> VertexContext<W> {
         self.core.watchers(self.task)
     }
 
+    /// Like [`Self::watchers`], to be asked again and again while the work goes on.
+    pub fn watching(&self) -> Arc<dyn Fn() -> Vec<Watcher> + Send + Sync> {
+        let (core, task) = (Arc::clone(&self.core), self.task);
+        Arc::new(move || core.watchers(task))
+    }
+
     /// The interested jobs, oldest first, each once; their sessions serve the vertex.
     pub fn jobs(&self) -> Vec<JobId> {
         let mut jobs = Vec::new();

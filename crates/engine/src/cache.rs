@@ -78,7 +78,7 @@ impl Engine {
     async fn open_import(&self, job: &Job, id: &str, entry: &CacheImport) -> Option<Arc<Opened>> {
         let journal = &job.journal;
         let name = format!("importing cache manifest from {id}");
-        let digest = made_up_digest(&format!("{}-{name}", job.session));
+        let digest = made_up_digest(&name);
         journal.loaded(&digest, &name, Vec::new(), None);
         journal.started(&digest);
         let read = async {
@@ -149,7 +149,7 @@ impl Engine {
         options: &ExportOptions,
         built: &[BuiltRef],
     ) -> Result<BTreeMap<String, String>, FrontendError> {
-        let digest = made_up_digest(&format!("{}-cache-export-{index}", job.session));
+        let digest = made_up_digest(&format!("{}-cache-{index}", job.session));
         job.journal.loaded(&digest, options.name(), Vec::new(), None);
         job.journal.started(&digest);
         let progress = CacheProgress { journal: job.journal.clone(), digest: digest.clone() };

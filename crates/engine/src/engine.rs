@@ -622,7 +622,7 @@ impl Ending {
     }
 
     fn finish(&mut self, outcome: Option<&Result<Done, FrontendError>>) {
-        self.job.journal.close();
+        self.job.close();
         if let Some(started) = self.started.take() {
             let cancelled = FrontendError::with_code(Code::Canceled, "context canceled");
             let ended = match outcome {

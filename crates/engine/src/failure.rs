@@ -12,11 +12,10 @@ pub(crate) fn from_build(job: &Job, error: &BuildError<OpError>) -> FrontendErro
         BuildError::Vertex { vertex, cause, .. } => {
             let mut failure = from_op(cause);
             if failure.vertex.is_empty() {
-                let known = job.known(vertex);
-                failure.vertex = known
-                    .as_ref()
-                    .map_or_else(|| vertex.to_string(), |known| known.received.to_string());
-                for (info, ranges) in known.map(|known| known.locations).unwrap_or_default() {
+                let received = job.received(vertex);
+                let digest = received.as_ref().map_or(*vertex, |received| received.digest);
+                failure.vertex = digest.to_string();
+                for (info, ranges) in received.into_iter().flat_map(|known| known.locations) {
                     failure = failure.at(info, ranges);
                 }
             }

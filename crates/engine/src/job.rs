@@ -2,22 +2,24 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, OnceLock, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
     time::Duration,
 };
 
 use base::Digest;
-use bytes::Bytes;
 use dashmap::DashMap;
 use frontend_api::{Code, FrontendError};
 use llb::pb;
-use ops::{LogStream, OpError};
+use ops::OpError;
 use proto::{control::VertexStatus, moby::buildkit::v1::sourcepolicy::Policy};
 use solver::{JobId, VertexEvent, Watcher};
 use source::Memo;
 use tokio::sync::Notify;
 
-use crate::{Engine, Journal, policy};
+use crate::{
+    Engine, Journal, policy,
+    steps::{Late, Steps},
+};
 
 /// How long a build may be asked for before it appears.
 const WAIT: Duration = Duration::from_secs(6);
@@ -38,20 +40,24 @@ pub struct Job {
     pub(crate) policy: Option<Policy>,
     /// Session that is asked about each source; empty if none is.
     pub(crate) policy_session: String,
-    known: Mutex<HashMap<Digest, Known>>,
+    graphs: Mutex<Graphs>,
+    /// The logs of shared steps; set when the job is listed.
+    late: OnceLock<Arc<Late>>,
     /// The remote caches it imports from.
     pub(crate) imports: crate::cache::JobImports,
 }
 
-/// What a job knows of a vertex beyond the solver.
-#[derive(Clone)]
-pub(crate) struct Known {
-    /// Digest of the bytes the client sent.
-    pub received: Digest,
-    /// Where it stands in source files.
+/// The graphs that a job solves, and in which of them each vertex was met first.
+#[derive(Default)]
+struct Graphs {
+    definitions: Vec<llb::Definition>,
+    vertices: HashMap<Digest, (usize, Arc<llb::Vertex>)>,
+}
+
+/// What a client said of a vertex: digest of the bytes it sent, and their places in source files.
+pub(crate) struct Received {
+    pub digest: Digest,
     pub locations: Vec<(pb::SourceInfo, Vec<pb::Range>)>,
-    /// Display grouping.
-    pub group: Option<pb::ProgressGroup>,
 }
 
 impl Job {
@@ -63,7 +69,7 @@ impl Job {
         policy: Option<Policy>,
         policy_session: String,
     ) -> Arc<Self> {
-        let (memo, known, imports) = Default::default();
+        let (memo, graphs, late, imports) = Default::default();
         Arc::new(Self {
             id,
             session,
@@ -72,37 +78,65 @@ impl Job {
             entitlements,
             policy,
             policy_session,
-            known,
+            graphs,
+            late,
             imports,
         })
     }
 
     /// Remembers the vertices of a definition.
     pub(crate) fn learn(&self, definition: &llb::Definition) {
-        let mut known = self.known.lock().expect("no panic while holding known vertices");
+        let mut graphs = self.graphs();
+        let number = graphs.definitions.len();
+        graphs.definitions.push(definition.clone());
         for vertex in definition.vertices() {
-            known.entry(vertex.digest).or_insert_with(|| Known {
-                received: vertex.received,
-                locations: definition.locations(vertex),
-                group: vertex.metadata.progress_group.clone(),
-            });
+            graphs.vertices.entry(vertex.digest).or_insert_with(|| (number, vertex.clone()));
         }
     }
 
-    pub(crate) fn known(&self, vertex: &Digest) -> Option<Known> {
-        self.known.lock().expect("no panic while holding known vertices").get(vertex).cloned()
+    fn graphs(&self) -> MutexGuard<'_, Graphs> {
+        self.graphs.lock().expect("no panic while holding a job's graphs")
+    }
+
+    /// What the client said of a vertex.
+    pub(crate) fn received(&self, vertex: &Digest) -> Option<Received> {
+        let graphs = self.graphs();
+        let (number, vertex) = graphs.vertices.get(vertex)?;
+        let locations = graphs.definitions[*number].locations(vertex);
+        Some(Received { digest: vertex.received, locations })
+    }
+
+    /// Gets the log of a step that others ran or are running. The solver waits for whoever tells it
+    /// of vertices, so this happens beside it.
+    fn join(&self, vertex: Digest) {
+        if let Some(late) = self.late.get().filter(|late| late.wants(vertex))
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let late = late.clone();
+            runtime.spawn_blocking(move || late.catch_up());
+        }
+    }
+
+    /// Ends the progress, once all logs are in it.
+    pub(crate) fn close(&self) {
+        if let Some(late) = self.late.get() {
+            late.catch_up();
+        }
+        self.journal.close();
     }
 
     fn progress_group(&self, vertex: &Digest) -> Option<pb::ProgressGroup> {
-        let known = self.known.lock().expect("no panic while holding known vertices");
-        known.get(vertex).and_then(|known| known.group.clone())
+        let graphs = self.graphs();
+        let (_, vertex) = graphs.vertices.get(vertex)?;
+        vertex.metadata.progress_group.clone()
     }
 }
 
 /// The builds under way, and those that ended lately.
 #[derive(Default)]
 pub struct Jobs {
-    by_id: DashMap<JobId, Arc<Job>>,
+    by_id: Arc<DashMap<JobId, Arc<Job>>>,
+    steps: Arc<Steps>,
     appeared: Notify,
     /// Whose builds these are; set once.
     engine: OnceLock<Weak<Engine>>,
@@ -121,6 +155,7 @@ impl Jobs {
                 format!("job ID {} exists", job.id),
             )),
             dashmap::Entry::Vacant(place) => {
+                _ = job.late.set(Late::new(job.id.clone(), self.steps.clone()));
                 place.insert(job.clone());
                 self.appeared.notify_waiters();
                 Ok(())
@@ -179,12 +214,8 @@ impl ops::Jobs for Jobs {
         self.get(job).map(|job| job.memo.clone()).unwrap_or_default()
     }
 
-    fn log(&self, watchers: &[Watcher], stream: LogStream, data: Bytes) {
-        for watcher in watchers {
-            if let Some(job) = self.get(&watcher.job) {
-                job.journal.log(&watcher.vertex.to_string(), stream, data.clone());
-            }
-        }
+    fn step_log(&self, vertex: Digest) -> Arc<dyn ops::StepLog> {
+        self.steps.open(vertex, &self.by_id)
     }
 
     fn status(&self, watchers: &[Watcher], status: source::Status) {
@@ -217,6 +248,7 @@ impl solver::Progress for Job {
             VertexEvent::Loaded { name, inputs } => {
                 let inputs = inputs.iter().map(Digest::to_string).collect();
                 self.journal.loaded(&digest, &name, inputs, self.progress_group(&vertex));
+                self.join(vertex);
             }
             VertexEvent::Started => self.journal.started(&digest),
             VertexEvent::Completed { cached, error } => {

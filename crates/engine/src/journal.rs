@@ -184,10 +184,20 @@ impl Journal {
     }
 
     /// Output of a step.
-    pub fn log(&self, digest: &str, stream: LogStream, mut data: Bytes) {
+    pub fn log(&self, digest: &str, stream: LogStream, data: Bytes) {
+        self.push_log(VertexLog {
+            vertex: digest.to_owned(),
+            timestamp: Some(SystemTime::now().into()),
+            stream: stream as i64,
+            msg: data,
+        });
+    }
+
+    fn push_log(&self, mut log: VertexLog) {
         let mut state = self.state();
         if let Some(limit) = state.log_limit.max_bytes {
-            let logged = state.logged.entry(digest.to_owned()).or_default();
+            let logged = state.logged.entry(log.vertex.clone()).or_default();
+            let data = &mut log.msg;
             if *logged > limit {
                 return;
             }
@@ -195,17 +205,30 @@ impl Journal {
             if *logged > limit {
                 let keep = data.len().saturating_sub((*logged - limit) as usize);
                 let note = format!("\n[output clipped, log limit {} reached]\n", human(limit));
-                data = [&data[..keep], note.as_bytes()].concat().into();
+                *data = [&data[..keep], note.as_bytes()].concat().into();
             }
         }
-        let size = data.len() + 100;
-        let log = VertexLog {
-            vertex: digest.to_owned(),
-            timestamp: Some(SystemTime::now().into()),
-            stream: stream as i64,
-            msg: data,
-        };
+        let size = log.msg.len() + 100;
         self.push(&mut state, size, |pending| pending.logs.push(log));
+    }
+
+    /// Copies the log of a vertex so far into another journal, where it is called `name`.
+    pub(crate) fn copy_log(&self, vertex: &str, to: &Journal, name: &Digest) -> io::Result<()> {
+        let end = {
+            let mut state = self.state();
+            self.write(&mut state);
+            state.written
+        };
+        // Without the lock: the other journal may be copying from this one.
+        let mut reader = Reader::finished(File::open(&self.path)?)?;
+        reader.end = end;
+        let name = name.to_string();
+        while let Some(message) = reader.frames()? {
+            for log in message.logs.into_iter().filter(|log| log.vertex == vertex) {
+                to.push_log(VertexLog { vertex: name.clone(), ..log });
+            }
+        }
+        Ok(())
     }
 
     /// A remark about a vertex.
@@ -381,6 +404,14 @@ impl Reader {
             if now.closed || written.changed().await.is_err() {
                 return Ok(None);
             }
+        }
+        self.frames()
+    }
+
+    /// What is there of the next messages; `None` at the end of what was written.
+    fn frames(&mut self) -> io::Result<Option<StatusResponse>> {
+        if self.offset >= self.end {
+            return Ok(None);
         }
         let mut joined = StatusResponse::default();
         let mut size = 0;

@@ -20,6 +20,7 @@ mod job;
 mod journal;
 mod policy;
 pub mod run;
+mod steps;
 
 pub use cache::CacheEntry;
 pub use capabilities::LLB as LLB_CAPABILITIES;

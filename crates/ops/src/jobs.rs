@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base::Digest;
 use bytes::Bytes;
 use llb::pb;
 use solver::{JobId, Watcher};
@@ -24,11 +25,21 @@ pub trait Jobs: Send + Sync + 'static {
         definition: &pb::Definition,
     ) -> Result<llb::Definition, OpError>;
 
-    /// Output of a step.
-    fn log(&self, watchers: &[Watcher], stream: LogStream, data: Bytes);
+    /// The log of a vertex that is about to run.
+    fn step_log(&self, vertex: Digest) -> Arc<dyn StepLog>;
 
     /// Progress of a part of a step.
     fn status(&self, watchers: &[Watcher], status: source::Status);
+}
+
+/// The log of one vertex; kept as long as the vertex, for builds that come to want it.
+pub trait StepLog: Send + Sync {
+    /// Output of the step, for all who want it now. Those who came since the last call get what
+    /// was written before as well.
+    fn write(&self, watchers: &[Watcher], stream: LogStream, data: Bytes);
+
+    /// The step has ended: whoever came since the last call gets its log.
+    fn settle(&self, watchers: &[Watcher]);
 }
 
 /// Where a step wrote.

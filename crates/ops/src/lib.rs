@@ -17,5 +17,5 @@ mod worker;
 pub use error::OpError;
 pub use exec::mounts::{Mounter, Ready, secret, secret_env};
 pub use exec::run::{extra_hosts, network, rlimits, security};
-pub use jobs::{Jobs, LogStream};
+pub use jobs::{Jobs, LogStream, StepLog};
 pub use worker::{Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement};

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use base::{Digest, Platform};
@@ -14,7 +14,7 @@ use solver::{
 use store::{Ref, Store};
 
 use crate::{
-    Jobs, OpError,
+    Jobs, OpError, StepLog,
     cache_mount::CacheMounts,
     exec, file,
     key::{self, Selector},
@@ -69,12 +69,19 @@ pub struct Bound {
     /// Its cache map, made on first use; a source has none.
     map: OnceLock<Option<Result<key::CacheMap, key::KeyError>>>,
     instance: Arc<tokio::sync::Mutex<Option<Box<dyn source::Instance>>>>,
+    /// What it wrote when it ran.
+    log: Mutex<Option<Arc<dyn StepLog>>>,
 }
 
 impl Bound {
     /// Wraps a vertex for the solver.
     pub fn new(vertex: Arc<llb::Vertex>) -> Payload {
-        Arc::new(Self { vertex, map: OnceLock::new(), instance: Arc::default() })
+        let (map, instance, log) = Default::default();
+        Arc::new(Self { vertex, map, instance, log })
+    }
+
+    fn keep_log(&self, log: Arc<dyn StepLog>) {
+        *self.log.lock().expect("no panic while assigning a log") = Some(log);
     }
 
     fn map(&self) -> Option<Result<&key::CacheMap, OpError>> {
@@ -159,8 +166,8 @@ impl Worker {
     }
 
     fn progress(&self, context: &Context) -> source::Progress {
-        let (jobs, watchers) = (self.jobs.clone(), context.watchers());
-        source::Progress::new(move |status| jobs.status(&watchers, status))
+        let (jobs, watching) = (self.jobs.clone(), context.watching());
+        source::Progress::new(move |status| jobs.status(&watching(), status))
     }
 }
 
@@ -201,10 +208,8 @@ impl solver::Worker for Worker {
         input: usize,
         output: &Option<Ref>,
     ) -> Result<Option<Digest>, OpError> {
-        let map = context
-            .vertex()
-            .map()
-            .ok_or_else(|| OpError::invalid("a source has no inputs"))??;
+        let map =
+            context.vertex().map().ok_or_else(|| OpError::invalid("a source has no inputs"))??;
         let wanted = map.inputs.get(input).cloned().unwrap_or_default();
         if let (true, Some(reference)) = (wanted.unlazy, output) {
             self.ensure_local(context, reference).await?;
@@ -335,7 +340,9 @@ impl Worker {
                 if vertex.metadata.ignore_cache {
                     self.forget_cache_mounts(op, &inputs);
                 }
-                let (jobs, watchers) = (self.jobs.clone(), context.watchers());
+                let log = self.jobs.step_log(context.digest());
+                let watching = context.watching();
+                context.vertex().keep_log(log.clone());
                 let run = exec::run::Run {
                     machine: &self.0,
                     op,
@@ -344,9 +351,14 @@ impl Worker {
                     inputs: &inputs,
                     sessions: self.group(context),
                     cancelled: stop,
-                    log: Arc::new(move |stream, data| jobs.log(&watchers, stream, data)),
+                    log: {
+                        let (log, watching) = (log.clone(), watching.clone());
+                        Arc::new(move |stream, data| log.write(&watching(), stream, data))
+                    },
                 };
-                run.run().await
+                let outcome = run.run().await;
+                log.settle(&watching());
+                outcome
             }
             Some(Op::File(op)) => {
                 let (store, op, name) = (self.store.clone(), op.clone(), vertex.name.clone());

@@ -4,7 +4,10 @@
 //! pulled and both daemons do the same work. Rounds alternate between the daemons, medians are
 //! printed, and the table is Markdown.
 
+mod crowds;
 mod fixture;
+mod graphs;
+mod lazy;
 mod memory;
 mod start;
 mod table;
@@ -47,6 +50,9 @@ struct Cli {
     /// Size of `big-oci`
     #[arg(long, default_value_t = 512)]
     mib: usize,
+    /// Vertices of `llb-deep` and `llb-wide`
+    #[arg(long, default_value_t = 10_000)]
+    vertices: usize,
     /// Static busybox
     #[arg(long, default_value = "/bin/busybox")]
     busybox: PathBuf,
@@ -65,7 +71,12 @@ async fn main() -> anyhow::Result<()> {
         let client = Client::connect(&ConnectOptions::new(address.clone())).await?;
         daemons.push(client);
     }
-    let scale = Scale { files: cli.files, mib: cli.mib, busybox: cli.busybox.clone() };
+    let scale = Scale {
+        files: cli.files,
+        mib: cli.mib,
+        vertices: cli.vertices,
+        busybox: cli.busybox.clone(),
+    };
     let mut table =
         Table::new(&cli.names[..daemons.len().max(cli.daemon.len()).min(cli.names.len())]);
     for (position, workload) in chosen.iter().copied().enumerate() {

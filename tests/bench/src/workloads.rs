@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 use client::{BuildRequest, Cancel, Client, Export, Target};
 
-use crate::fixture;
+use crate::{crowds, fixture, graphs, lazy};
 
 /// The workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,6 +29,18 @@ pub enum Workload {
     Ctx,
     /// A large file as gzip OCI archive
     BigOci,
+    /// A graph of 10,000 files, each made on the one before
+    LlbDeep,
+    /// A graph of 10,000 files, joined
+    LlbWide,
+    /// 100 layers laid over each other, then a step
+    Merge,
+    /// 20 clients that want the same step of one second
+    Dedupe,
+    /// 40 clients, 5 steps each
+    Clients,
+    /// All steps cached remotely, on a base image that nothing needs to fetch
+    Lazy,
 }
 
 /// Sizes of the workloads.
@@ -37,11 +49,13 @@ pub struct Scale {
     pub files: usize,
     /// MiB of `big-oci`.
     pub mib: usize,
+    /// Vertices of `llb-deep` and `llb-wide`.
+    pub vertices: usize,
     /// Static busybox.
     pub busybox: PathBuf,
 }
 
-type Times = Vec<(&'static str, Duration)>;
+pub type Times = Vec<(&'static str, Duration)>;
 
 /// One round.
 pub async fn run(workload: Workload, client: &Client, scale: &Scale) -> anyhow::Result<Times> {
@@ -52,11 +66,17 @@ pub async fn run(workload: Workload, client: &Client, scale: &Scale) -> anyhow::
         Workload::Wide => wide(client, scale).await,
         Workload::Ctx => ctx(client, scale).await,
         Workload::BigOci => big_oci(client, scale).await,
+        Workload::LlbDeep => graphs::deep(client, scale).await,
+        Workload::LlbWide => graphs::wide(client, scale).await,
+        Workload::Merge => graphs::merge(client, scale).await,
+        Workload::Dedupe => crowds::dedupe(client, scale).await,
+        Workload::Clients => crowds::clients(client, scale).await,
+        Workload::Lazy => lazy::lazy(client, scale).await,
     }
 }
 
-/// Builds `folder`; progress is read and thrown away, as every client reads it.
-async fn build(
+/// Builds `folder`.
+pub async fn build(
     client: &Client,
     folder: &Path,
     shared_key: &str,
@@ -68,6 +88,11 @@ async fn build(
     }
     request.shared_key = shared_key.to_owned();
     request.exports = exports;
+    send(client, request).await
+}
+
+/// Sends a request; progress is read and thrown away, as every client reads it.
+pub async fn send(client: &Client, request: BuildRequest) -> anyhow::Result<Duration> {
     let (sender, mut statuses) = tokio::sync::mpsc::channel(1024);
     let reader = tokio::spawn(async move { while statuses.recv().await.is_some() {} });
     let began = Instant::now();

@@ -5,14 +5,15 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::Command,
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use crate::BUSYBOX;
+use crate::{BUSYBOX, eventually};
 
 /// Runs `test` in a network of its own that has nothing but a loopback interface.
 pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
@@ -125,4 +126,71 @@ fn answer(
         stream.write_all(body)?;
     }
     stream.flush()
+}
+
+/// A `docker-registry` on a free port, empty at first.
+pub struct Registry {
+    /// `HOST:PORT`.
+    pub address: String,
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Registry {
+    /// Starts one and waits until it answers.
+    pub fn start() -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let address = format!("127.0.0.1:{}", port.expect("find a free port").port());
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: \
+             {}\nhttp:\n  addr: {address}\n",
+            folder.path().join("blobs").display()
+        );
+        std::fs::write(folder.path().join("config.yml"), config).expect("write the settings");
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(folder.path().join("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start docker-registry");
+        let registry = Self { address, process, _folder: folder };
+        eventually(Duration::from_secs(10), "the registry answers", || {
+            TcpStream::connect(&registry.address).is_ok()
+        });
+        registry
+    }
+
+    /// The manifest that `name` (with its tag) means, as it is stored.
+    pub fn manifest(&self, name: &str) -> serde_json::Value {
+        let (name, tag) = name.rsplit_once(':').expect("a name with a tag");
+        let body = self.get(&format!("/v2/{name}/manifests/{tag}"));
+        serde_json::from_slice(&body).expect("a manifest is JSON")
+    }
+
+    /// The body of a page.
+    pub fn get(&self, path: &str) -> Vec<u8> {
+        let mut stream = TcpStream::connect(&self.address).expect("connect");
+        let kinds = "application/vnd.oci.image.manifest.v1+json, \
+                     application/vnd.oci.image.index.v1+json, \
+                     application/vnd.docker.distribution.manifest.v2+json, \
+                     application/vnd.docker.distribution.manifest.list.v2+json";
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {}\r\nAccept: {kinds}\r\n\r\n", self.address)
+            .expect("ask");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("read the answer");
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.starts_with("HTTP/1.0 200"), "{path}: {text}");
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("an empty line");
+        answer.split_off(end + 4)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
 }
