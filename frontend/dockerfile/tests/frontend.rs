@@ -140,7 +140,7 @@ fn mistakes_carry_their_place() {
         "FROM scratch\nRUN --mont=type=cache x\n",
         &[],
         expect![[r#"
-            Unknown: line 2: unknown flag: --mont (did you mean mount?)
+            Unknown: dockerfile parse error on line 2: unknown flag: --mont (did you mean mount?)
             Dockerfile [2]
         "#]],
     );

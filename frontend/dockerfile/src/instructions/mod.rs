@@ -127,7 +127,7 @@ enum Parsed {
 pub fn parse(file: &File, linter: &mut Linter) -> Result<Program> {
     let mut program = Program::default();
     for node in &file.nodes {
-        let words = || format!("line {}", node.lines.first);
+        let words = || format!("dockerfile parse error on line {}", node.lines.first);
         let add = |error: Error| error.at(node.lines).context(words());
         match parse_node(node, linter).map_err(add)? {
             Parsed::Stage(stage) => program.stages.push(stage),
@@ -138,7 +138,7 @@ pub fn parse(file: &File, linter: &mut Linter) -> Result<Program> {
                     None if matches!(instruction.command, Command::Arg(_)) => {
                         program.globals.push(instruction);
                     }
-                    None => return Err(add(Error::plain(Kind::NoCurrentStage))),
+                    None => return Err(Error::plain(Kind::NoCurrentStage).at(node.lines)),
                 }
             }
         }

@@ -53,28 +53,28 @@ fn mistakes_are_explained() {
     for (source, expected) in [
         (
             "FROM a\nRUM x",
-            "unknown-instruction | line 2: unknown instruction: RUM (did you mean RUN?)",
+            "unknown-instruction | dockerfile parse error on line 2: unknown instruction: RUM (did you mean RUN?)",
         ),
         (
             "FROM a\nCOPY --form=b c d",
-            "unknown-flag | line 2: unknown flag: --form (did you mean from?)",
+            "unknown-flag | dockerfile parse error on line 2: unknown flag: --form (did you mean from?)",
         ),
-        ("USER a", "no-current-stage | line 1: no stage before this instruction: start with FROM"),
+        ("USER a", "no-current-stage | no stage before this instruction: start with FROM"),
         (
             "FROM a AS 1",
-            "invalid-stage-name | line 1: invalid stage name \"1\": it starts with a letter and holds letters, digits, - _ and . only",
+            "invalid-stage-name | dockerfile parse error on line 1: invalid stage name \"1\": it starts with a letter and holds letters, digits, - _ and . only",
         ),
         (
             "FROM a\nCOPY x",
-            "needs-destination | line 2: COPY needs at least two arguments, the last being where to copy to",
+            "needs-destination | dockerfile parse error on line 2: COPY needs at least two arguments, the last being where to copy to",
         ),
         (
             "FROM a\nCOPY --link=maybe x y",
-            "flag-not-bool | line 2: flag --link is true or false, not maybe",
+            "flag-not-bool | dockerfile parse error on line 2: flag --link is true or false, not maybe",
         ),
         (
             "FROM a\nHEALTHCHECK --interval=1us CMD x",
-            "duration-too-short | line 2: duration \"interval\" is below 1ms",
+            "duration-too-short | dockerfile parse error on line 2: duration \"interval\" is below 1ms",
         ),
     ] {
         check(source, expected);
