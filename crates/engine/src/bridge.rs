@@ -85,9 +85,11 @@ impl LazyRef {
 
     async fn build(&self) -> Result<BuiltRef, FrontendError> {
         let sent = &self.trace.definition;
-        let changed = policy::apply(&self.engine, &self.job, &self.policies, sent).await?;
+        let changed = policy::apply(&self.engine, &self.job, &self.policies, sent).await;
+        let changed = changed.map_err(|error| error.context("failed to load LLB"))?;
         let definition = changed.as_ref().unwrap_or(sent);
-        let definition = policy::parse(&self.engine, &self.job, definition)?;
+        let definition = policy::parse(&self.engine, &self.job, definition)
+            .map_err(|error| error.context("failed to load LLB"))?;
         let imports = self.engine.imports(&self.job, &self.imports).await;
         let loaded = self
             .builder
