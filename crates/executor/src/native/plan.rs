@@ -170,7 +170,8 @@ fn attributes(mount: &Mount) -> u64 {
 fn source(source: &MountSource, fds: &mut Fds) -> io::Result<Source> {
     Ok(match source {
         MountSource::Tree { tree: whole, path } => {
-            let (tree, path) = tree(whole, path)?;
+            let (tree, path) = tree(whole, path)
+                .map_err(|error| base::fs::context(error, "open", path.as_ref()))?;
             Source::Tree { tree: fds.add(tree), path }
         }
         MountSource::Tmpfs { size } => {
