@@ -636,7 +636,8 @@ impl Ending {
             let statements = self.statements.take();
             self.engine.history.ended(started, &self.job, ended, statements);
         }
-        self.engine.ended.notify_waiters();
+        // Kept for a collector that pauses.
+        self.engine.ended.notify_one();
         let (jobs, job) = (self.engine.jobs.clone(), self.job.clone());
         tokio::spawn(async move {
             tokio::time::sleep(LINGER).await;

@@ -81,6 +81,8 @@ pub struct Config {
     pub registries: oci::registry::Hosts,
     /// Connections per registry.
     pub registry_concurrency: usize,
+    /// How long builds may go on after SIGTERM.
+    pub drain_timeout: Duration,
     /// End after idling.
     pub idle_timeout: Option<Duration>,
     /// Things to tell once logging works.
@@ -115,6 +117,7 @@ pub struct Spaces {
 /// Keys that are read, `*` standing for any name; and what to say of those that have no effect.
 const KNOWN: &[&str] = &[
     "debug",
+    "drainTimeout",
     "trace",
     "root",
     "insecure-entitlements",
@@ -325,6 +328,11 @@ impl Config {
         if let Some(text) = &flags.oci_worker_gc_keepstorage {
             spaces = keep_storage(text)?;
         }
+        let drain_timeout = match (&flags.drain_timeout, &file.drain_timeout) {
+            (Some(text), _) => duration(&Value::String(text.clone()))?,
+            (None, Some(value)) => duration(value)?,
+            (None, None) => Duration::from_secs(10),
+        };
         let ceiling = match &flags.oci_worker_ceiling {
             Some(text) => disk_space(&Value::String(text.clone()), disk)
                 .context("--oci-worker-ceiling")?,
@@ -412,6 +420,7 @@ impl Config {
                 file.registry.into_iter().map(|(host, table)| (host, table.read())).collect(),
             ),
             registry_concurrency: concurrency,
+            drain_timeout,
             idle_timeout: flags
                 .idle_timeout
                 .as_ref()
@@ -624,6 +633,8 @@ struct File {
     debug: bool,
     trace: bool,
     root: Option<PathBuf>,
+    #[serde(rename = "drainTimeout")]
+    drain_timeout: Option<Value>,
     #[serde(rename = "insecure-entitlements")]
     insecure_entitlements: Vec<String>,
     #[serde(rename = "proxyNetwork")]

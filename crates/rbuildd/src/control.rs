@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{VERSION, idle::Idle};
+use crate::{VERSION, builds::Builds, idle::Idle, trace::Traces};
 
 /// The newest behaviour clients may ask for, used when they ask for none.
 const COMPATIBILITY: i64 = 30;
@@ -36,6 +36,8 @@ pub struct Control {
     pub engine: Arc<Engine>,
     pub idle: Arc<Idle>,
     pub policies: Arc<Vec<store::GcPolicy>>,
+    pub builds: Arc<Builds>,
+    pub traces: Option<Traces>,
 }
 
 fn status(error: &FrontendError) -> Status {
@@ -56,6 +58,17 @@ pub fn version() -> wire::types::BuildkitVersion {
         version: VERSION.version.to_owned(),
         revision: VERSION.revision.to_owned(),
         dockerfile_version: VERSION.dockerfile.to_owned(),
+    }
+}
+
+impl Control {
+    async fn run(&self, request: wire::SolveRequest) -> Result<Response<wire::SolveResponse>, Status> {
+        let request = solve_request(request).map_err(|error| status(&error))?;
+        // On a task of its own, so that a client that goes away cancels at a well-defined point.
+        let engine = self.engine.clone();
+        let solving = AbortOnDrop(tokio::spawn(async move { engine.solve(request).await }));
+        let exporter_response = solving.join().await?.map_err(|error| status(&error))?;
+        Ok(Response::new(wire::SolveResponse { exporter_response }))
     }
 }
 
@@ -133,12 +146,17 @@ impl ControlService for Control {
         request: Request<wire::SolveRequest>,
     ) -> Result<Response<wire::SolveResponse>, Status> {
         let _busy = self.idle.busy();
-        let request = solve_request(request.into_inner()).map_err(|error| status(&error))?;
-        // On a task of its own, so that a client that goes away cancels at a well-defined point.
-        let engine = self.engine.clone();
-        let solving = AbortOnDrop(tokio::spawn(async move { engine.solve(request).await }));
-        let exporter_response = solving.join().await?.map_err(|error| status(&error))?;
-        Ok(Response::new(wire::SolveResponse { exporter_response }))
+        let (metadata, _, request) = request.into_parts();
+        let running = self.builds.enter(&request.r#ref)?;
+        let traced = self.traces.as_ref();
+        let traced = traced
+            .map(|traces| traces.begin(&self.engine, &request.r#ref, &request.frontend, &metadata));
+        let answer = self.run(request).await;
+        if let Some(traced) = traced {
+            traced.end(&answer);
+        }
+        running.end(&answer);
+        answer
     }
 
     type StatusStream = Answers<wire::StatusResponse>;

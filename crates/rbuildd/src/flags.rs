@@ -74,6 +74,9 @@ pub struct Flags {
     /// End after this long without clients, builds and containers, e.g. 10m
     #[arg(long, value_name = "DURATION")]
     pub idle_timeout: Option<String>,
+    /// How long builds may go on after SIGTERM before they are cancelled [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub drain_timeout: Option<String>,
     /// Listen on TCP without TLS, on loopback addresses only
     #[arg(long)]
     pub allow_plain_loopback: bool,
@@ -129,6 +132,9 @@ pub struct Flags {
     /// RESERVED[,FREE[,MAXIMUM]] in MB
     #[arg(long, value_name = "SIZES")]
     pub oci_worker_gc_keepstorage: Option<String>,
+    /// The most the state folder may take, work in flight included, e.g. 50GB or 40%
+    #[arg(long, value_name = "SIZE")]
+    pub oci_worker_ceiling: Option<String>,
 
     /// There is no containerd worker: false or auto
     #[arg(long, value_name = "BOOL", default_value = "auto", num_args = 0..=1, require_equals = true, default_missing_value = "true")]

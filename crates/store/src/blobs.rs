@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Annotation that only estargz blobs have.
-const ANNOTATION_TOC: &str = "containerd.io/snapshot/stargz/toc.digest";
+const ANNOTATION_TOC: &str = compress::estargz::ANNOTATION_TOC_DIGEST;
 
 /// How layer blobs are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub struct LayerBlob {
     /// Media type (OCI for those made here), digest, size; annotations include
     /// `containerd.io/uncompressed`.
     pub descriptor: Descriptor,
-    /// Digest of the uncompressed tar.
+    /// Digest of everything decompressed: the tar; of estargz made here also its table.
     pub diff_id: Digest,
     /// When the layer's record was made.
     pub created_at: SystemTime,
@@ -199,7 +199,8 @@ impl Ref {
             return Ok(found);
         }
         let _permit = makers.permits.acquire().await.expect("the semaphore is never closed");
-        let (descriptor, diff_id) = match self.obtainable(&plan).next().cloned() {
+        let same = |blob: &&Descriptor| own_diff_id(blob).is_none_or(|id| Some(id) == plan.diff_id);
+        let (descriptor, diff_id) = match self.obtainable(&plan).find(same).cloned() {
             Some(from) => {
                 let from = self.finished(&plan, from, plan.diff_id.unwrap_or(Digest::of("")));
                 let held = self.fetch_blob(&from).await?;
@@ -238,6 +239,7 @@ impl Ref {
     }
 
     fn finished(&self, plan: &Plan, mut descriptor: Descriptor, diff_id: Digest) -> LayerBlob {
+        let diff_id = own_diff_id(&descriptor).unwrap_or(diff_id);
         descriptor.annotations.insert(ANNOTATION_UNCOMPRESSED.into(), diff_id.to_string());
         LayerBlob {
             local: self.store().content().contains(&descriptor.digest),
@@ -323,8 +325,8 @@ impl Store {
             Tar::Layer(lowers) => snapshotter.write_layer(lowers, &plan.layer, &mut encoder)?,
             Tar::Diff { lower, upper } => snapshotter.write_diff(lower, upper, &mut encoder)?,
         };
-        let writer = encoder.finish().map_err(compressing)?;
-        self.finish_blob(writer, info.diff_id, options)
+        let (writer, table) = encoder.finish().map_err(compressing)?;
+        self.finish_blob(writer, table.as_ref(), info.diff_id, options)
     }
 
     /// Turns a blob into one of another compression.
@@ -349,20 +351,25 @@ impl Store {
             let (blob, actual) = (from.digest(), written.diff_id);
             return Err(StoreError::WrongDiffId { blob, expected, actual });
         }
-        self.finish_blob(written.out, written.diff_id, options)
+        self.finish_blob(written.out, written.estargz.as_ref(), written.diff_id, options)
     }
 
     fn finish_blob(
         &self,
         writer: crate::ContentWriter,
+        table: Option<&compress::estargz::Table>,
         diff_id: Digest,
         options: BlobOptions,
     ) -> Result<Made, StoreError> {
         let media_type = media::layer(options.compression, true);
         let mut info = BlobInfo::of_type(media_type);
         info.annotations.insert(ANNOTATION_UNCOMPRESSED.into(), diff_id.to_string());
+        let known_by = table.map(compress::estargz::Table::annotations);
+        info.annotations.extend(known_by.iter().flatten().cloned());
         let held = writer.commit(None, None, info)?;
-        Ok(((Descriptor::new(media_type, held.digest(), held.size()), held), diff_id))
+        let mut descriptor = Descriptor::new(media_type, held.digest(), held.size());
+        descriptor.annotations.extend(known_by.into_iter().flatten());
+        Ok(((descriptor, held), diff_id))
     }
 
     fn remember(&self, plan: &Plan, blob: &Descriptor, diff_id: Digest) {
@@ -384,6 +391,12 @@ fn compression_of(blob: &Descriptor) -> Option<Compression> {
         }
         compression => Some(compression),
     }
+}
+
+/// The diff id of an estargz blob, where it is not the layer's: its table counts as well.
+fn own_diff_id(blob: &Descriptor) -> Option<Digest> {
+    blob.annotations.get(ANNOTATION_TOC)?;
+    blob.annotations.get(ANNOTATION_UNCOMPRESSED)?.parse().ok()
 }
 
 fn compress_error(what: &str, error: io::Error) -> StoreError {

@@ -29,8 +29,8 @@ use crate::{
 
 /// How long garbage stays after it was last touched.
 pub(crate) const GRACE: Duration = Duration::from_secs(300);
-/// Pieces that are written even at the ceiling: manifests, records of builds that failed there.
-const SMALL: usize = 4 << 10;
+/// So much of a blob is written even at the ceiling: manifests, logs of builds that failed there.
+const SMALL: u64 = 1 << 20;
 /// Largest part of a blob that is reserved on disk before it arrives.
 const RESERVE_LIMIT: u64 = 16 << 30;
 
@@ -420,7 +420,7 @@ impl ContentWriter {
 impl io::Write for ContentWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(partial) = &self.partial
-            && bytes.len() > SMALL
+            && self.size > SMALL
         {
             partial.inner.brake.check()?;
         }

@@ -24,7 +24,9 @@ pub enum StoreError {
         doing: String,
     },
     /// The configured ceiling is reached and nothing more can be collected.
-    #[error("the store uses {used} bytes and may use {ceiling}; nothing more can be removed")]
+    #[error(
+        "the cache is at its ceiling: {used} of {ceiling} bytes are in use and nothing more can be removed"
+    )]
     Ceiling {
         /// Bytes in use, work in flight included.
         used: u64,

@@ -482,7 +482,11 @@ impl MutRef {
         if self.ending != Ending::Release {
             return self.commit_blocking();
         }
-        let usage = self.freeze(changed)?;
+        let measured = {
+            let state = self.store.state();
+            state.layers.get(&self.layer).is_some_and(|layer| layer.row.size > 0)
+        };
+        let usage = self.freeze(changed || !measured)?;
         let view = {
             let mut state = self.store.state();
             let record = state.records.get_mut(&self.id).expect("its writer keeps the record");

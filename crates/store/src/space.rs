@@ -1,10 +1,10 @@
 //! The ceiling: the most the state folder may take, work in flight included.
 //!
-//! Work asks for a [`Room`] before it starts and holds it while it writes. Above nine tenths of the
-//! ceiling garbage is collected before more may start, and while work goes on. In the last hundredth
-//! writers of this process are stopped (see [`snapshot::Brake`]) and the room of whoever wrote most
-//! is *withdrawn*: its holder ends the work. What is left of that hundredth is for what is written
-//! until the work has really ended, so that the folder never takes more than the ceiling.
+//! Work asks for a [`Room`] before it starts and holds it while it writes. Well below the ceiling
+//! garbage is collected before more may start, and while work goes on. Just below it writers of
+//! this process are stopped (see [`snapshot::Brake`]) and the room of whoever wrote most is
+//! *withdrawn*: its holder ends the work. The little that is left is for what is written until the
+//! work has really ended, so that the folder never takes more than the ceiling.
 //!
 //! Counting everything takes a while, so a thread follows the disk's free space (microseconds) from
 //! count to count: writes of others on the same disk are taken for ours until the next count, which
@@ -40,6 +40,8 @@ const BYTES_PER_MS: u64 = 4 << 20;
 /// Shortest and longest pause between looks at the disk.
 const SHORTEST_MS: u64 = 1;
 const LONGEST_MS: u64 = 250;
+/// What is kept for writers that are being stopped: this much, or a hundredth of a large ceiling.
+const LAST_BYTES: u64 = 32 << 20;
 /// Pause between collections that found nothing to free.
 const COLLECT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a withdrawn room may take to end before the next one is withdrawn too.
@@ -161,12 +163,12 @@ impl Space {
 
 /// Above this, garbage is collected.
 fn soft(ceiling: u64) -> u64 {
-    ceiling / 10 * 9
+    hard(ceiling) / 10 * 9
 }
 
 /// Above this, writers are stopped.
 fn hard(ceiling: u64) -> u64 {
-    ceiling - ceiling / 100
+    ceiling - (ceiling / 100).max(LAST_BYTES).min(ceiling / 8)
 }
 
 fn free(root: &Path) -> u64 {

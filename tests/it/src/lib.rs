@@ -75,7 +75,12 @@ impl Daemon {
 
     /// Starts one whose state lies elsewhere.
     pub fn with_state(state: &Path) -> Self {
-        Self::at(tempfile::tempdir().expect("make a folder"), state.to_owned(), &[])
+        Self::with_state_and(state, &[])
+    }
+
+    /// Starts one whose state lies elsewhere, with more arguments.
+    pub fn with_state_and(state: &Path, args: &[&str]) -> Self {
+        Self::at(tempfile::tempdir().expect("make a folder"), state.to_owned(), args)
     }
 
     fn at(folder: tempfile::TempDir, state: PathBuf, args: &[&str]) -> Self {
@@ -327,6 +332,12 @@ impl SmallDisk {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// Bytes in use on it.
+    pub fn used(&self) -> u64 {
+        let stat = rustix::fs::statvfs(self.path()).expect("look at the disk");
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize
     }
 }
 

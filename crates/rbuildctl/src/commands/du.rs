@@ -43,7 +43,7 @@ impl DuArgs {
             answer.map_err(ClientError::rpc("failed to get disk usage"))?.into_inner().record;
         records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
         if let Some(format) = format {
-            println!("{}", format.apply(&records.iter().map(record_json).collect()));
+            println!("{}", format.apply(&records.iter().map(record_json).collect())?);
             return Ok(ExitCode::SUCCESS);
         }
         if self.verbose {

@@ -161,7 +161,9 @@ impl Index {
         let mut wrong = Vec::new();
         for (path, digest) in &recorded {
             let shown = String::from_utf8_lossy(path);
-            match fresh.entry_digest(tree, path) {
+            // Level by level, as far as is not known yet.
+            let real = fresh.resolve(tree, path, false);
+            match real.and_then(|real| fresh.entry_digest(tree, &real)) {
                 Ok(Some(found)) if found == *digest => {}
                 Ok(Some(_)) => wrong.push(format!("{shown} has another content than it had")),
                 Ok(None) => wrong.push(format!("{shown} is gone")),

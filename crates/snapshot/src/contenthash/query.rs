@@ -111,7 +111,12 @@ impl Index {
 
     /// Follows symlinks in all components but the last, and there too with `follow`. What does not
     /// exist is kept as it is.
-    fn resolve(&mut self, tree: &Tree, path: &[u8], follow: bool) -> Result<Vec<u8>, HashError> {
+    pub(super) fn resolve(
+        &mut self,
+        tree: &Tree,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<Vec<u8>, HashError> {
         let mut pending: Vec<Vec<u8>> =
             scoped::components(path).rev().map(<[u8]>::to_vec).collect();
         let mut real: Vec<u8> = Vec::new();
@@ -153,7 +158,11 @@ impl Index {
     }
 
     /// Digest of the resolved path `real`, `None` if it does not exist.
-    pub(super) fn entry_digest(&mut self, tree: &Tree, real: &[u8]) -> Result<Option<Digest>, HashError> {
+    pub(super) fn entry_digest(
+        &mut self,
+        tree: &Tree,
+        real: &[u8],
+    ) -> Result<Option<Digest>, HashError> {
         if !self.knows(tree, real)? {
             return Ok(None);
         }

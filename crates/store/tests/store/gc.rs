@@ -190,7 +190,7 @@ async fn the_ceiling_collects_and_then_refuses() {
     for name in ["a", "b"] {
         drop(with_file(&store, None, name, &text).await);
     }
-    let room = store.reserve(1 << 20).await.unwrap();
+    let room = store.reserve(1 << 16).await.unwrap();
     drop(room);
     assert_eq!(store.disk_usage(&[]).len(), 2);
     let room = store.reserve(6 << 20).await.unwrap();
@@ -207,7 +207,10 @@ async fn the_ceiling_collects_and_then_refuses() {
     write(&greedy.tree().unwrap(), "f", &"x".repeat(17 << 20));
     let error = rooms[1].withdrawn().await;
     assert!(matches!(error, StoreError::Ceiling { .. }), "{error}");
-    let full = store.content().writer().unwrap().write_all(&[0; 1 << 20]).unwrap_err();
+    let mut writer = store.content().writer().unwrap();
+    writer.write_all(&[0; 2 << 20]).unwrap();
+    let full = writer.write_all(&[0; 1 << 20]).unwrap_err();
+    drop(writer);
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     let within = std::time::Duration::from_millis(20);
     assert!(tokio::time::timeout(within, rooms[0].withdrawn()).await.is_err(), "wrote little");
@@ -216,7 +219,9 @@ async fn the_ceiling_collects_and_then_refuses() {
     while store.at_ceiling().is_some() {
         tokio::time::sleep(within).await;
     }
-    store.content().writer().unwrap().write_all(&[0; 1 << 20]).unwrap();
+    let mut writer = store.content().writer().unwrap();
+    writer.write_all(&[0; 2 << 20]).unwrap();
+    writer.write_all(&[0; 1 << 20]).unwrap();
     drop(modest);
 }
 

@@ -104,12 +104,15 @@ async fn verify_finds_damage_and_repairs() {
     let made = with_file(&store, None, "a", "1").await;
     let lost = with_file(&store, None, "b", "2").await;
     let blobs = made.blobs(BlobOptions::default()).await.unwrap();
+    let below = with_file(&store, None, "e/d/f", "nested").await;
+    below.index().lock().unwrap().checksum(&below.tree().unwrap(), "/", false).unwrap();
+    drop(below);
     let changed = with_file(&store, None, "c", "3").await;
     changed.index().lock().unwrap().checksum(&changed.tree().unwrap(), "/", false).unwrap();
     let (changed_id, file) = (changed.id().clone(), changed.layers()[0].clone());
     drop(changed);
     let clean = store.verify(false).await.unwrap();
-    assert_eq!((clean.blobs, clean.records, clean.files), (1, 3, 1));
+    assert_eq!((clean.blobs, clean.records, clean.files), (1, 4, 2));
     assert!(clean.is_clean(), "{clean:?}");
 
     let digest = blobs[0].descriptor.digest;
