@@ -507,14 +507,17 @@ impl Assembly<'_> {
                 .map_err(ExportError::io(doing()))?;
             rewrite::rewrite(&mut input, epoch, &mut out).map_err(ExportError::io(doing()))?;
             let written = out.finish().map_err(ExportError::io(doing()))?;
-            let descriptor = Descriptor::new(
+            let diff_id = written.estargz.as_ref().map_or(written.diff_id, |table| table.diff_id);
+            let mut descriptor = Descriptor::new(
                 media::layer(options.compression, true),
                 written.digest,
                 written.size,
             )
-            .annotate(types::ANNOTATION_UNCOMPRESSED, written.diff_id.to_string())
+            .annotate(types::ANNOTATION_UNCOMPRESSED, diff_id.to_string())
             .annotate(types::ANNOTATION_CREATED_AT, base::time::rfc3339_nano(created))
             .annotate(types::ANNOTATION_REWRITTEN, epoch.to_string());
+            let known_by = written.estargz.iter().flat_map(|table| table.annotations());
+            descriptor.annotations.extend(known_by);
             let info = BlobInfo {
                 annotations: descriptor.annotations.clone(),
                 ..BlobInfo::of_type(&descriptor.media_type)
@@ -523,7 +526,7 @@ impl Assembly<'_> {
                 .out
                 .commit(Some(written.digest), Some(written.size), info)
                 .map_err(ExportError::store(doing()))?;
-            Ok(Some((descriptor, written.diff_id, hold)))
+            Ok(Some((descriptor, diff_id, hold)))
         };
         tokio::task::spawn_blocking(work).await.expect("rewriting does not panic")
     }

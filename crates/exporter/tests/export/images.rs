@@ -266,7 +266,6 @@ async fn bad_requests_are_refused_before_the_build() {
     assert_eq!(check("moby", &[]), "exporter \"moby\" could not be found");
     assert!(check("image", &[("push", "perhaps")]).contains("expected true or false"));
     assert!(check("image", &[("push", ""), ("name", "BAD")]).contains("must be lowercase"));
-    assert!(check("image", &[("compression", "estargz")]).contains("use gzip or zstd"));
     assert!(check("oci", &[("name", "a b")]).contains("invalid reference format"));
     assert!(check("local", &[("mode", "move")]).contains("expected copy or delete"));
     assert!(check("image", &[("unpack", ""), ("rewrite-timestamp", "1")]).contains("conflicts"));

@@ -22,7 +22,7 @@ const BLOCK: usize = 128 << 10;
 /// Deflate's window.
 const WINDOW: usize = 32 << 10;
 /// What Go calls the default level.
-const DEFAULT_LEVEL: i32 = 6;
+pub(super) const DEFAULT_LEVEL: i32 = 6;
 /// Blocks per thread that may wait, full or done.
 const BLOCKS_PER_THREAD: usize = 4;
 
@@ -128,6 +128,17 @@ impl<W: Write> Write for Writer<W> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// All of `bytes` as one gzip member.
+pub(super) fn member(bytes: &[u8], level: Level) -> io::Result<Vec<u8>> {
+    let block = deflate(&[], bytes, level, true)?;
+    let mut out = Vec::with_capacity(block.bytes.len() + HEADER.len() + 8);
+    out.extend_from_slice(&HEADER);
+    out.extend_from_slice(&block.bytes);
+    out.extend_from_slice(&block.crc.sum().to_le_bytes());
+    out.extend_from_slice(&block.crc.amount().to_le_bytes());
+    Ok(out)
 }
 
 /// Deflates one block: ended by an empty stored block (byte boundary) or, if last, by the end mark.

@@ -8,7 +8,7 @@ use std::{
 
 use base::{Digest, Hasher};
 
-use super::{Compression, Encoder};
+use super::{Compression, Encoder, estargz};
 
 /// Data goes to a hashing thread in pieces of this size.
 const PIECE: usize = 256 << 10;
@@ -37,6 +37,8 @@ pub struct Written<W> {
     pub digest: Digest,
     /// Bytes of the blob.
     pub size: u64,
+    /// What an estargz blob is known by; its own diff id is there.
+    pub estargz: Option<estargz::Table>,
 }
 
 impl<W: Write> LayerWriter<W> {
@@ -50,10 +52,17 @@ impl<W: Write> LayerWriter<W> {
     /// Completes blob and digests.
     pub fn finish(self) -> io::Result<Written<W>> {
         let plain = matches!(self.encoder.0, super::Inner::Plain(_));
-        let out = self.encoder.finish()?;
+        let (out, estargz) = self.encoder.finish()?;
         let digest = out.hasher.finish();
         let diff_id = if plain { digest } else { self.diff.finish() };
-        Ok(Written { diff_id, uncompressed_size: self.size, digest, size: out.size, out: out.out })
+        Ok(Written {
+            diff_id,
+            uncompressed_size: self.size,
+            digest,
+            size: out.size,
+            out: out.out,
+            estargz,
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 //! expands beyond all measure.
 
 mod decode;
+pub mod estargz;
 mod gzip;
 mod layer;
 mod zstd;
@@ -78,11 +79,11 @@ enum Inner<W: Write> {
     Plain(W),
     Gzip(gzip::Writer<W>),
     Zstd(zstd::Writer<W>),
+    Estargz(Box<estargz::Writer<W>>),
 }
 
 impl<W: Write> Encoder<W> {
-    /// Compresses with `level`, or with the usual one. Estargz is not made here: its table of
-    /// contents needs the tar's structure.
+    /// Compresses with `level`, or with the usual one. What becomes estargz must be a tar.
     pub fn new(compression: Compression, level: Option<i32>, out: W) -> io::Result<Self> {
         if let (Some(level), Some(levels)) = (level, compression.levels())
             && !levels.contains(&level)
@@ -95,20 +96,21 @@ impl<W: Write> Encoder<W> {
             Compression::Uncompressed => Inner::Plain(out),
             Compression::Gzip => Inner::Gzip(gzip::Writer::new(level, out)?),
             Compression::Zstd => Inner::Zstd(zstd::Writer::new(level, out)),
-            Compression::Estargz => {
-                let text = "estargz layers cannot be written yet; gzip and zstd can";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-            }
+            Compression::Estargz => Inner::Estargz(Box::new(estargz::Writer::new(level, out))),
         }))
     }
 
-    /// Writes what is left and returns the output.
-    pub fn finish(self) -> io::Result<W> {
-        match self.0 {
-            Inner::Plain(out) => Ok(out),
-            Inner::Gzip(writer) => writer.finish(),
-            Inner::Zstd(writer) => writer.finish(),
-        }
+    /// Writes what is left and returns the output; of estargz also what it is known by.
+    pub fn finish(self) -> io::Result<(W, Option<estargz::Table>)> {
+        Ok(match self.0 {
+            Inner::Plain(out) => (out, None),
+            Inner::Gzip(writer) => (writer.finish()?, None),
+            Inner::Zstd(writer) => (writer.finish()?, None),
+            Inner::Estargz(writer) => {
+                let (out, table) = writer.finish()?;
+                (out, Some(table))
+            }
+        })
     }
 }
 
@@ -118,6 +120,7 @@ impl<W: Write> Write for Encoder<W> {
             Inner::Plain(out) => out.write(bytes),
             Inner::Gzip(writer) => writer.write(bytes),
             Inner::Zstd(writer) => writer.write(bytes),
+            Inner::Estargz(writer) => writer.write(bytes),
         }
     }
 
