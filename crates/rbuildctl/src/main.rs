@@ -47,6 +47,7 @@ enum Command {
     Rm(commands::containers::RmArgs),
     Du(commands::du::DuArgs),
     Prune(commands::prune::PruneArgs),
+    Verify(commands::verify::VerifyArgs),
     PruneHistories(commands::prune::PruneHistoriesArgs),
     /// Look into the daemon
     #[command(subcommand)]
@@ -88,6 +89,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rm(args) => args.run(&connection).await,
         Command::Du(args) => args.run(&connection).await,
         Command::Prune(args) => args.run(&connection).await,
+        Command::Verify(args) => args.run(&connection).await,
         Command::PruneHistories(args) => args.run(&connection).await,
         Command::Debug(command) => command.run(&connection).await,
         Command::DialStdio(args) => args.run(&connection).await,

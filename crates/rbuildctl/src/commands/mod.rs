@@ -9,6 +9,7 @@ pub mod dump;
 pub mod images;
 pub mod prune;
 pub mod run;
+pub mod verify;
 
 use client::ClientError;
 
