@@ -3,7 +3,9 @@
 mod builds;
 mod cachekeys;
 mod caches;
+mod dockerfiles;
 mod faults;
+mod gc;
 mod readers;
 mod stress;
 mod wire;
