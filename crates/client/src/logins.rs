@@ -56,7 +56,7 @@ impl Client {
             let stores = layouts.into_iter().map(|(name, folder)| {
                 (format!("oci:{name}"), LayoutStore::read_only(folder))
             });
-            server.add_content(ContentStores::new(stores.collect()));
+            server.add_content(ContentStores::new(stores));
         }
         let id = server.id().to_owned();
         let stop = CancellationToken::new();

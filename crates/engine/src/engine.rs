@@ -890,18 +890,19 @@ pub fn host_platforms(emulator_folders: &[PathBuf]) -> Vec<Platform> {
         }
         platforms.push(Platform::new("linux", "386"));
     }
-    for (name, platform) in [
-        ("aarch64", "linux/arm64"),
-        ("x86_64", "linux/amd64"),
-        ("arm", "linux/arm/v7"),
-        ("riscv64", "linux/riscv64"),
-        ("ppc64le", "linux/ppc64le"),
-        ("s390x", "linux/s390x"),
+    for platform in [
+        "linux/arm64",
+        "linux/amd64",
+        "linux/arm/v7",
+        "linux/riscv64",
+        "linux/ppc64le",
+        "linux/s390x",
+        "linux/loong64",
     ] {
-        let file = format!("buildkit-qemu-{name}");
-        let known = emulator_folders.iter().any(|folder| folder.join(&file).is_file())
-            || PathBuf::from(format!("/proc/sys/fs/binfmt_misc/qemu-{name}")).exists();
         let platform = Platform::parse(platform).expect("the list names platforms").normalize();
+        let architecture = &platform.architecture;
+        let known = executor::emulator::is_registered(architecture)
+            || executor::emulator::find(architecture, emulator_folders).is_some();
         if known && !platforms.contains(&platform) {
             platforms.push(platform);
         }

@@ -1,20 +1,36 @@
-//! Finds helpers that run programs of other machines.
+//! Finds what runs programs of other machines.
+//!
+//! Either the kernel starts an emulator by itself (`binfmt_misc`, as Debian's `qemu-user-static`
+//! registers it), or a helper is bound into the container and put before the arguments: BuildKit's
+//! own (`buildkit-qemu-…`), which also runs what the program starts, or a static QEMU, which runs
+//! the program alone. Invariant: a helper is never used where the kernel knows what to do.
 
 use std::{
-    env,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
-/// The helper for an architecture (by its name in platforms) on the daemon's `PATH`. To be used,
-/// as [`Spec::emulator`](crate::Spec::emulator), when this machine cannot run it natively.
-pub fn find(architecture: &str) -> Option<PathBuf> {
-    find_in(architecture, &env::var_os("PATH")?)
+/// Where the kernel tells what it starts emulators for.
+const REGISTERED: &str = "/proc/sys/fs/binfmt_misc";
+
+/// Whether the kernel starts an emulator for this architecture (by its name in platforms).
+pub fn is_registered(architecture: &str) -> bool {
+    is_registered_in(architecture, Path::new(REGISTERED))
 }
 
-fn find_in(architecture: &str, path: &std::ffi::OsStr) -> Option<PathBuf> {
-    let name = format!("buildkit-qemu-{}", qemu_name(architecture));
-    env::split_paths(path).map(|folder| folder.join(&name)).find(|path| is_program(path))
+/// The helper for an architecture in these folders, to be used as
+/// [`Spec::emulator`](crate::Spec::emulator).
+pub fn find(architecture: &str, folders: &[PathBuf]) -> Option<PathBuf> {
+    let name = qemu_name(architecture);
+    let names = [format!("buildkit-qemu-{name}"), format!("qemu-{name}-static")];
+    let mut candidates =
+        names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    candidates.find(|path| is_program(path))
+}
+
+fn is_registered_in(architecture: &str, folder: &Path) -> bool {
+    let entry = folder.join(format!("qemu-{}", qemu_name(architecture)));
+    std::fs::read_to_string(entry).is_ok_and(|text| text.starts_with("enabled"))
 }
 
 /// What QEMU calls an architecture.
@@ -38,11 +54,30 @@ mod tests {
     #[test]
     fn helpers_are_found_by_their_own_names() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("buildkit-qemu-aarch64");
-        std::fs::write(&path, "").unwrap();
-        assert_eq!(find_in("arm64", folder.path().as_os_str()), None);
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(find_in("arm64", folder.path().as_os_str()), Some(path));
-        assert_eq!(find_in("riscv64", folder.path().as_os_str()), None);
+        let folders = [folder.path().to_owned()];
+        let make = |name: &str, mode| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        make("buildkit-qemu-aarch64", 0o644);
+        assert_eq!(find("arm64", &folders), None);
+        let plain = make("qemu-aarch64-static", 0o755);
+        assert_eq!(find("arm64", &folders), Some(plain));
+        let own = make("buildkit-qemu-aarch64", 0o755);
+        assert_eq!(find("arm64", &folders), Some(own));
+        assert_eq!(find("riscv64", &folders), None);
+    }
+
+    #[test]
+    fn disabled_entries_do_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = folder.path().join("qemu-aarch64");
+        assert!(!is_registered_in("arm64", folder.path()));
+        std::fs::write(&entry, "enabled\ninterpreter /usr/bin/qemu-aarch64-static\n").unwrap();
+        assert!(is_registered_in("arm64", folder.path()));
+        std::fs::write(&entry, "disabled\n").unwrap();
+        assert!(!is_registered_in("arm64", folder.path()));
     }
 }

@@ -488,25 +488,12 @@ impl Machine {
         if platform.rank_for(&host).is_some() || platform.architecture == host.architecture {
             return Ok(None);
         }
-        let name = match platform.architecture.as_str() {
-            "arm64" => "aarch64",
-            "amd64" => "x86_64",
-            "386" => "i386",
-            other => other,
-        };
-        let file = format!("buildkit-qemu-{name}");
-        let found = self
-            .config
-            .emulator_folders
-            .iter()
-            .map(|folder| folder.join(&file))
-            .find(|path| path.is_file());
-        match found {
-            Some(path) => Ok(Some(path)),
-            // The kernel may know what to do with foreign programs by itself (binfmt_misc); if not,
-            // starting the process says so.
-            None => Ok(None),
+        if executor::emulator::is_registered(&platform.architecture) {
+            return Ok(None);
         }
+        // The kernel may know what to do with foreign programs under another name; if not, starting
+        // the process says so.
+        Ok(executor::emulator::find(&platform.architecture, &self.config.emulator_folders))
     }
 }
 

@@ -261,7 +261,16 @@ impl Run<'_> {
             Ok(exit) => exit,
             // What a shell would have said: the program is not there, or cannot be run.
             Err(ExecError::Start { program, reason, code }) => {
-                let text = format!("exec: {}: {reason}\n", Quoted(&program));
+                let mut text = format!("exec: {}: {reason}\n", Quoted(&program));
+                let host = base::Platform::host();
+                if reason.contains("exec format") && self.platform.architecture != host.architecture
+                {
+                    text += &format!(
+                        "this machine ({host}) cannot run programs for {}; install an emulator \
+                         there, such as Debian's qemu-user-static, and start the daemon again\n",
+                        self.platform
+                    );
+                }
                 (self.log)(LogStream::Stderr, text.into());
                 executor::Exit { code, ..Default::default() }
             }
