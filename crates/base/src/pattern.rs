@@ -194,10 +194,13 @@ fn compile(text: &str) -> Result<Rule, PatternError> {
     match kind {
         Kind::Exact => Ok(Rule::Exact),
         Kind::Prefix => Ok(Rule::Prefix(text[..text.len() - 2].to_owned())),
-        Kind::Suffix => {
-            let suffix = text[2..].to_owned();
-            Ok(Rule::Suffix { alone: suffix.strip_prefix('/').map(str::to_owned), suffix })
-        }
+        Kind::Suffix => Ok(match text.strip_prefix("**") {
+            Some(suffix) => Rule::Suffix {
+                alone: suffix.strip_prefix('/').map(str::to_owned),
+                suffix: suffix.to_owned(),
+            },
+            None => Rule::Exact,
+        }),
         Kind::Regex => {
             regex.push('$');
             let regex = from_go(&regex).ok_or(PatternError::Syntax)?;
