@@ -44,6 +44,11 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// With `RBUILD_LABS` the labs channel is compared, whose program is built with its tag.
+fn frontend() -> Dockerfile {
+    Dockerfile { devices: std::env::var_os("RBUILD_LABS").is_some() }
+}
+
 fn images() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/stub-images.json")
 }
@@ -130,7 +135,7 @@ fn builds_are_alike() {
     let accepts = |case: &Case| {
         let recorder =
             Arc::new(Recorder::new(case.clone(), Arc::clone(&stubs), Arc::clone(&unused)));
-        block_on(Dockerfile::default().solve(recorder)).is_ok()
+        block_on(frontend().solve(recorder)).is_ok()
     };
     let cases: Vec<Case> = (0..number("RBUILD_CASES", 2_000))
         .map(|number| {
@@ -278,7 +283,7 @@ fn build(
     graphs: &Arc<Mutex<Graphs>>,
 ) -> (Value, Option<String>) {
     let recorder = Arc::new(Recorder::new(case.clone(), Arc::clone(images), Arc::clone(graphs)));
-    let result = block_on(Dockerfile::default().solve(Arc::clone(&recorder) as _));
+    let result = block_on(frontend().solve(Arc::clone(&recorder) as _));
     let take = |list: &Mutex<Vec<Value>>| Value::from(std::mem::take(&mut *list.lock().unwrap()));
     let mut out = json!({
         "solves": take(&recorder.solves), "metas": take(&recorder.metas), "warns": take(&recorder.warns),

@@ -1,9 +1,14 @@
 //! No input makes the frontend panic, hang or grow without bound.
 //!
 //! Mutates corpus files and runs all phases on each. The seed is fixed, or taken from
-//! `RBUILD_SEED`; `RBUILD_MUTATIONS` sets how many.
+//! `RBUILD_SEED`; `RBUILD_MUTATIONS` sets how many. All memory that is taken is counted: a file may
+//! use [`MEMORY`], one made to use much [`HOSTILE_MEMORY`].
 
 mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +22,47 @@ use dockerfile::lower::{self, Request};
 use dockerfile::shell::{Empty, Lexer};
 use dockerfile::{report, requests, text};
 use llb::pb;
+
+/// Bytes that converting a mutated file may use at a time; the files are below 100 KiB.
+const MEMORY: usize = 64 << 20;
+
+/// The same for files that are made to use as much as possible.
+const HOSTILE_MEMORY: usize = 2 << 30;
+
+/// The system's allocator, counting.
+struct Counting;
+
+static USED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// The count is the process's, so tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+// SAFETY: every call is handed to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let used = USED.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(used, Relaxed);
+        // SAFETY: the caller's promise is the system's requirement.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        USED.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above; `place` came from `alloc`.
+        unsafe { System.dealloc(place, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most memory that `work` used at a time.
+fn peak(work: impl FnOnce()) -> usize {
+    let before = USED.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    work();
+    PEAK.load(Relaxed).saturating_sub(before)
+}
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
@@ -37,14 +83,19 @@ fn mutated_files_are_handled() {
             block_on(Client::new(Arc::new(bridge), false)).unwrap()
         })
         .collect();
-    for round in 0..number("RBUILD_MUTATIONS", 1_500) {
+    let _turn = TURN.lock().unwrap();
+    let mut most = 0;
+    for round in 0..number("RBUILD_MUTATIONS", 1_000) {
         let before = random.0;
         let data = mutate(&mut random, &seeds);
         let started = Instant::now();
-        run(&clients[(round % 2) as usize], &data);
+        let used = peak(|| run(&clients[(round % 2) as usize], &data));
         let took = started.elapsed();
         assert!(took < Duration::from_secs(120), "state {before}: {took:?}");
+        assert!(used < MEMORY, "state {before}: {used} bytes");
+        most = most.max(used);
     }
+    println!("a mutated file uses at most {} KiB", most >> 10);
 }
 
 fn run(client: &Client, data: &[u8]) {
@@ -106,10 +157,13 @@ fn hostile_files_are_bounded() {
         (0..1_000).map(|n| format!("FROM s{} AS s{n}\nENV V{n}=1\n", n.max(1) - 1)).collect(),
         format!("FROM scratch\n{}", "EXPOSE 1-65535\n".repeat(50)),
     ];
+    let _turn = TURN.lock().unwrap();
     for file in files {
         let started = Instant::now();
-        run(&client, file.as_bytes());
+        let used = peak(|| run(&client, file.as_bytes()));
         let took = started.elapsed();
+        println!("{:.30?}: {took:.1?}, {} KiB", file, used >> 10);
         assert!(took < Duration::from_secs(300), "{file:.60}: {took:?}");
+        assert!(used < HOSTILE_MEMORY, "{file:.60}: {used} bytes");
     }
 }

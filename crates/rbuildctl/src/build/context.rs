@@ -80,6 +80,17 @@ pub fn prepare(
     Ok(prepared)
 }
 
+/// How the Dockerfile is named to people: as they gave it, or in the context.
+pub fn shown_dockerfile(context: &str, file: Option<&str>) -> Option<String> {
+    match file {
+        Some("-") => Some("stdin".to_owned()),
+        Some(file) => Some(file.to_owned()),
+        None if context == "-" => Some("stdin".to_owned()),
+        None if is_remote(context) => None,
+        None => Some(base::path::join([context, "Dockerfile"])),
+    }
+}
+
 fn from_folder(
     context: &Path,
     file: Option<&str>,

@@ -40,7 +40,8 @@ pub async fn run(
     let outcome = execute(&client, request, &args, mode, debug).await?;
     drop(prepared);
     if let Some(call) = call {
-        return call.print(&outcome.metadata);
+        let file = context::shown_dockerfile(given, args.file.as_deref());
+        return call.print(&outcome.metadata, file.as_deref());
     }
     let digest = outcome.response.get("containerimage.digest");
     let config = outcome.response.get("containerimage.config.digest");

@@ -717,6 +717,19 @@ pub fn dockerfile(random: &mut Maker) -> Vec<u8> {
         random.add(&mut out, &line);
     }
     let mut made = Vec::new();
+    if random.chance(8) {
+        let source = random.pick(&[
+            "http://h.example/a.tgz",
+            "https://github.com/a/b.git",
+            "--checksum=sha256:9999999999999999999999999999999999999999999999999999999999999999 http://h.example/x",
+            "$E",
+            "a",
+            "https://github.com/a/b.git#v1:d",
+        ]);
+        let arg = random.pick(&["", "", "ARG E=http://h.example/e\n", "ENV E=git://h/r\n"]);
+        let line = format!("FROM scratch AS epoch\n{arg}ADD {source} /\n");
+        random.add(&mut out, &line);
+    }
     for number in 0..1 + random.below(4) {
         for _ in 0..3 {
             let line = from(random, &made);
@@ -914,7 +927,7 @@ pub fn options(random: &mut Maker, case: &mut Case) {
             27 => ("cmdline", "docker/dockerfile:1"),
             28 => (
                 "build-arg:SOURCE_DATE_EPOCH",
-                random.pick(&["0", "5", "1700000000", "x", "-1", "context", "latest", ""]),
+                random.pick(&["0", "5", "1700000000", "x", "-1", "context", "latest", "", "epoch", "epoch", "build", "s1", "alpine", "a", "base",]),
             ),
             29 => (
                 random.pick(&[
