@@ -6,11 +6,7 @@ use proto::moby::filesync::v1::auth_server::AuthServer;
 use session::client::{ContentStores, LayoutStore, SessionServer};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    auth::AuthProvider,
-    connect::Client,
-    error::ClientError,
-};
+use crate::{auth::AuthProvider, connect::Client, error::ClientError};
 
 /// Serves this user's registry logins to the daemon until it is dropped.
 pub struct Logins {
@@ -53,9 +49,9 @@ impl Client {
         let methods = ["Credentials", "FetchToken", "GetTokenAuthority", "VerifyTokenAuthority"];
         server.add(AuthServer::new(auth), &methods);
         if !layouts.is_empty() {
-            let stores = layouts.into_iter().map(|(name, folder)| {
-                (format!("oci:{name}"), LayoutStore::read_only(folder))
-            });
+            let stores = layouts
+                .into_iter()
+                .map(|(name, folder)| (format!("oci:{name}"), LayoutStore::read_only(folder)));
             server.add_content(ContentStores::new(stores));
         }
         let id = server.id().to_owned();

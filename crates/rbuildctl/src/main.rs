@@ -37,14 +37,42 @@ enum Command {
     #[command(visible_alias = "b")]
     Build(Box<build::BuildArgs>),
     Images(commands::images::ImagesArgs),
+    Pull(commands::transfer::PullArgs),
+    Push(commands::transfer::PushArgs),
     Tag(commands::images::TagArgs),
     Rmi(commands::images::RmiArgs),
-    Run(commands::run::RunArgs),
+    Inspect(commands::inspect::InspectArgs),
+    History(commands::inspect::HistoryArgs),
+    Save(commands::archive::SaveArgs),
+    Load(commands::archive::LoadArgs),
+    Login(commands::login::LoginArgs),
+    Logout(commands::login::LogoutArgs),
+    #[command(subcommand)]
+    Imagetools(commands::imagetools::ImagetoolsCommand),
+    Run(Box<commands::run::RunArgs>),
+    Create(Box<commands::run::CreateArgs>),
+    Start(commands::run::StartArgs),
+    Attach(commands::run::AttachArgs),
+    Exec(commands::run::ExecArgs),
     Ps(commands::containers::PsArgs),
     Logs(commands::containers::LogsArgs),
     Stop(commands::containers::StopArgs),
+    /// Stop containers and start them again
+    Restart(commands::containers::StopArgs),
     Kill(commands::containers::KillArgs),
     Rm(commands::containers::RmArgs),
+    Wait(commands::containers::WaitArgs),
+    Port(commands::containers::PortArgs),
+    Rename(commands::containers::RenameArgs),
+    Cp(commands::cp::CpArgs),
+    #[command(subcommand)]
+    Volume(commands::volume::VolumeCommand),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(ContainerCommand),
     Du(commands::du::DuArgs),
     Prune(commands::prune::PruneArgs),
     Verify(commands::verify::VerifyArgs),
@@ -55,6 +83,91 @@ enum Command {
     #[command(hide = true)]
     DialStdio(commands::dial_stdio::DialStdioArgs),
     Completion(commands::completion::CompletionArgs),
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
+}
+
+/// The same commands under docker's longer names.
+#[derive(Subcommand)]
+enum ImageCommand {
+    #[command(visible_alias = "list")]
+    Ls(commands::images::ImagesArgs),
+    Pull(commands::transfer::PullArgs),
+    Push(commands::transfer::PushArgs),
+    Tag(commands::images::TagArgs),
+    #[command(visible_alias = "remove")]
+    Rm(commands::images::RmiArgs),
+    Inspect(commands::inspect::InspectArgs),
+    History(commands::inspect::HistoryArgs),
+    Save(commands::archive::SaveArgs),
+    Load(commands::archive::LoadArgs),
+    Prune(commands::images::ImagePruneArgs),
+}
+
+/// The same commands under docker's longer names.
+#[derive(Subcommand)]
+enum ContainerCommand {
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(commands::containers::PsArgs),
+    Run(Box<commands::run::RunArgs>),
+    Create(Box<commands::run::CreateArgs>),
+    Start(commands::run::StartArgs),
+    Attach(commands::run::AttachArgs),
+    Exec(commands::run::ExecArgs),
+    Logs(commands::containers::LogsArgs),
+    Stop(commands::containers::StopArgs),
+    /// Stop containers and start them again
+    Restart(commands::containers::StopArgs),
+    Kill(commands::containers::KillArgs),
+    #[command(visible_alias = "remove")]
+    Rm(commands::containers::RmArgs),
+    Wait(commands::containers::WaitArgs),
+    Port(commands::containers::PortArgs),
+    Rename(commands::containers::RenameArgs),
+    Cp(commands::cp::CpArgs),
+    Inspect(commands::inspect::InspectArgs),
+    Prune(commands::containers::ContainerPruneArgs),
+}
+
+impl ImageCommand {
+    async fn run(self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Ls(args) => args.run(connection).await,
+            Self::Pull(args) => args.run(connection).await,
+            Self::Push(args) => args.run(connection).await,
+            Self::Tag(args) => args.run(connection).await,
+            Self::Rm(args) => args.run(connection).await,
+            Self::Inspect(args) => args.run_image(connection).await,
+            Self::History(args) => args.run(connection).await,
+            Self::Save(args) => args.run(connection).await,
+            Self::Load(args) => args.run(connection).await,
+            Self::Prune(args) => args.run(connection).await,
+        }
+    }
+}
+
+impl ContainerCommand {
+    async fn run(self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Ls(args) => args.run(connection).await,
+            Self::Run(args) => args.run(connection).await,
+            Self::Create(args) => args.run(connection).await,
+            Self::Start(args) => args.run(connection).await,
+            Self::Attach(args) => args.run(connection).await,
+            Self::Exec(args) => args.run(connection).await,
+            Self::Logs(args) => args.run(connection).await,
+            Self::Stop(args) => args.run(connection).await,
+            Self::Restart(args) => args.restart(connection).await,
+            Self::Kill(args) => args.run(connection).await,
+            Self::Rm(args) => args.run(connection).await,
+            Self::Wait(args) => args.run(connection).await,
+            Self::Port(args) => args.run(connection).await,
+            Self::Rename(args) => args.run(connection).await,
+            Self::Cp(args) => args.run(connection).await,
+            Self::Inspect(args) => args.run_container(connection).await,
+            Self::Prune(args) => args.run(connection).await,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -79,14 +192,35 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Build(args) => build::run(*args, &connection, cli.debug).await,
         Command::Images(args) => args.run(&connection).await,
+        Command::Pull(args) => args.run(&connection).await,
+        Command::Push(args) => args.run(&connection).await,
         Command::Tag(args) => args.run(&connection).await,
         Command::Rmi(args) => args.run(&connection).await,
+        Command::Inspect(args) => args.run(&connection).await,
+        Command::History(args) => args.run(&connection).await,
+        Command::Save(args) => args.run(&connection).await,
+        Command::Load(args) => args.run(&connection).await,
+        Command::Login(args) => args.run(&connection).await,
+        Command::Logout(args) => args.run().await,
+        Command::Imagetools(command) => command.run(&connection).await,
         Command::Run(args) => args.run(&connection).await,
+        Command::Create(args) => args.run(&connection).await,
+        Command::Start(args) => args.run(&connection).await,
+        Command::Attach(args) => args.run(&connection).await,
+        Command::Exec(args) => args.run(&connection).await,
         Command::Ps(args) => args.run(&connection).await,
         Command::Logs(args) => args.run(&connection).await,
         Command::Stop(args) => args.run(&connection).await,
+        Command::Restart(args) => args.restart(&connection).await,
         Command::Kill(args) => args.run(&connection).await,
         Command::Rm(args) => args.run(&connection).await,
+        Command::Wait(args) => args.run(&connection).await,
+        Command::Port(args) => args.run(&connection).await,
+        Command::Rename(args) => args.run(&connection).await,
+        Command::Cp(args) => args.run(&connection).await,
+        Command::Volume(command) => command.run(&connection).await,
+        Command::Image(command) => command.run(&connection).await,
+        Command::Container(command) => command.run(&connection).await,
         Command::Du(args) => args.run(&connection).await,
         Command::Prune(args) => args.run(&connection).await,
         Command::Verify(args) => args.run(&connection).await,
@@ -94,6 +228,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Debug(command) => command.run(&connection).await,
         Command::DialStdio(args) => args.run(&connection).await,
         Command::Completion(args) => args.run::<Cli>(),
+        Command::Unknown(words) => commands::unknown::run(&words),
     }
 }
 

@@ -97,6 +97,17 @@ pub fn go_time(at: &Timestamp) -> String {
     format!("{} +0000 UTC", text.trim_end_matches('Z').replace('T', " "))
 }
 
+/// As docker's tables write times: `2026-01-02 03:04:05 +0000 UTC`.
+pub fn docker_time(at: &Timestamp) -> String {
+    let text = rfc3339(at);
+    format!("{} +0000 UTC", text.trim_end_matches('Z').replace('T', " "))
+}
+
+/// RFC 3339 with nanoseconds, UTC.
+pub fn rfc3339_nano(at: &Timestamp) -> String {
+    base::time::rfc3339_nano(instant(at))
+}
+
 /// RFC 3339 in whole seconds, UTC.
 pub fn rfc3339(at: &Timestamp) -> String {
     base::time::rfc3339_seconds(instant(at))

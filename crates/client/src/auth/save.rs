@@ -158,7 +158,8 @@ mod tests {
     #[tokio::test]
     async fn logins_come_and_go_and_the_rest_stays() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(path(folder.path()), r#"{"proxies": {"x": 1}, "auths": {"h": {}}}"#).unwrap();
+        std::fs::write(path(folder.path()), r#"{"proxies": {"x": 1}, "auths": {"h": {}}}"#)
+            .unwrap();
         let saved = save_login(folder.path(), "reg.example:5000", "u", "p").await.unwrap();
         assert_eq!(saved, Saved::File(path(folder.path())));
         let entry = DockerConfig::load_from(folder.path()).unwrap();

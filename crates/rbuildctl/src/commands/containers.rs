@@ -1,20 +1,30 @@
-//! `ps`, `logs`, `stop`, `kill`, `rm`: containers the daemon runs.
+//! `ps` and what is done to containers by name: `stop`, `restart`, `kill`, `rm`, `wait`, `port`,
+//! `rename`, `logs`.
 
-use std::{process::ExitCode, time::SystemTime};
+use std::{collections::BTreeMap, process::ExitCode, time::SystemTime};
 
+use anyhow::{Context as _, bail};
 use clap::Args;
 use proto::rbuild::v1::{
-    Container, ListContainersRequest, Port, RemoveContainerRequest, StopContainerRequest,
+    Container, InspectContainerRequest, ListContainersRequest, LogsRequest, Port,
+    RemoveContainerRequest, RenameContainerRequest, SignalContainerRequest, StartContainerRequest,
+    StopContainerRequest, WaitContainerRequest,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
+use tonic::Status;
 
-use super::{images, refused, run};
-use crate::{connection::ConnectionArgs, format::Format, table::Table, text};
+use super::{attach, images, refused};
+use crate::{
+    connection::ConnectionArgs,
+    format::{Format, eval::sorted},
+    table::Table,
+    text,
+};
 
 /// List containers
 #[derive(Args, Debug)]
 pub struct PsArgs {
-    /// Also containers that ended
+    /// Also containers that do not run
     #[arg(long, short = 'a')]
     all: bool,
     /// Print ids only
@@ -23,37 +33,158 @@ pub struct PsArgs {
     /// Do not shorten ids and commands
     #[arg(long)]
     no_trunc: bool,
-    /// Print each container with a template, e.g. json or '{{.Names}}'
-    #[arg(long, value_name = "TEMPLATE")]
+    /// Only containers with: id=…, name=…, status=…, ancestor=…, label=KEY[=VALUE], exited=CODE,
+    /// before=…, since=…, volume=…, publish=PORT
+    #[arg(long, short = 'f', value_name = "FILTER")]
+    filter: Vec<String>,
+    /// table TEMPLATE, json, or a template such as '{{.Names}}'
+    #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
+    /// The newest containers, whatever their state
+    #[arg(long, short = 'n', value_name = "NUMBER")]
+    last: Option<usize>,
+    /// The newest container, whatever its state
+    #[arg(long, short = 'l')]
+    latest: bool,
 }
+
+fn created(container: &Container) -> (i64, i32) {
+    container.created.map_or((0, 0), |at| (at.seconds, at.nanos))
+}
+
+/// Filters by key; values of one key are alternatives, keys have to hold at once.
+struct Filters(BTreeMap<String, Vec<String>>);
+
+impl Filters {
+    fn parse(texts: &[String]) -> anyhow::Result<Self> {
+        const KNOWN: [&str; 10] = [
+            "id", "name", "status", "ancestor", "label", "exited", "before", "since", "volume",
+            "publish",
+        ];
+        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for text in texts {
+            let (key, value) = text
+                .split_once('=')
+                .with_context(|| format!("invalid filter '{text}': expected KEY=VALUE"))?;
+            if !KNOWN.contains(&key) {
+                bail!("invalid filter '{key}': use {}", KNOWN.join(", "));
+            }
+            let states =
+                ["created", "running", "exited", "paused", "restarting", "dead", "removing"];
+            if key == "status" && !states.contains(&value) {
+                bail!("invalid filter 'status={value}'");
+            }
+            all.entry(key.to_owned()).or_default().push(value.to_owned());
+        }
+        Ok(Self(all))
+    }
+
+    /// Whether containers that do not run are looked at.
+    fn wants_all(&self) -> bool {
+        self.0.contains_key("status") || self.0.contains_key("exited")
+    }
+
+    fn holds(&self, container: &Container, all: &[Container]) -> bool {
+        let other = |name: &str| {
+            let found = all.iter().find(|it| it.name == name || it.id.starts_with(name));
+            found.map(created)
+        };
+        let one = |key: &str, value: &String| match key {
+            "id" => container.id.starts_with(value),
+            // Docker takes a regular expression; people write parts of names, and anchors.
+            "name" => {
+                let inner = value.trim_start_matches('^').trim_start_matches('/');
+                let text = inner.trim_end_matches('$');
+                match (value.starts_with('^'), value.ends_with('$')) {
+                    (true, true) => container.name == text,
+                    (true, false) => container.name.starts_with(text),
+                    (false, true) => container.name.ends_with(text),
+                    (false, false) => container.name.contains(text),
+                }
+            }
+            "status" => container.state == *value,
+            "ancestor" => {
+                let hex = value.strip_prefix("sha256:").unwrap_or(value);
+                let shown = images::familiar(&container.image);
+                let name = oci::Reference::parse(value).map(|it| it.with_default_tag().familiar());
+                let own = oci::Reference::parse(&shown).map(|it| it.with_default_tag().familiar());
+                shown == *value
+                    || name.is_ok() && name.ok() == own.ok()
+                    || hex.len() >= 4
+                        && container.image_id.trim_start_matches("sha256:").starts_with(hex)
+            }
+            "exited" => {
+                let code = container.exit.as_ref().map(|exit| exit.code.to_string());
+                code.as_ref() == Some(value)
+            }
+            "before" => other(value).is_some_and(|at| created(container) < at),
+            "since" => other(value).is_some_and(|at| created(container) > at),
+            "volume" => container.mounts.iter().any(|it| it.name == *value || it.target == *value),
+            _ => {
+                let port = value.split('/').next().unwrap_or(value);
+                container.ports.iter().any(|it| it.container_port.to_string() == port)
+            }
+        };
+        self.0.iter().all(|(key, values)| match key.as_str() {
+            "label" => values.iter().all(|text| images::has_label(&container.labels, text)),
+            key => values.iter().any(|value| one(key, value)),
+        })
+    }
+}
+
+const HEADER: [(&str, &str); 14] = [
+    ("ID", "CONTAINER ID"),
+    ("Names", "NAMES"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("Status", "STATUS"),
+    ("State", "STATE"),
+    ("Ports", "PORTS"),
+    ("Labels", "LABELS"),
+    ("Mounts", "MOUNTS"),
+    ("Networks", "NETWORKS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Size", "SIZE"),
+];
 
 impl PsArgs {
     /// Prints the table.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        let format = self.format.as_deref().map(Format::parse).transpose()?;
+        let format = self.format.as_deref().filter(|format| *format != "table");
+        let format = format.map(Format::parse).transpose()?;
+        let filters = Filters::parse(&self.filter)?;
+        let last = if self.latest { Some(1) } else { self.last };
         let mut service = connection.connect().await?.containers();
-        let answer = service.list(ListContainersRequest { all: self.all }).await;
+        let answer = service.list(ListContainersRequest { all: true }).await;
         let mut all = answer.map_err(refused("failed to list containers"))?.into_inner().containers;
-        let created =
-            |container: &Container| container.created.map_or((0, 0), |at| (at.seconds, at.nanos));
         all.sort_by_key(|container| std::cmp::Reverse(created(container)));
+        let any_state = self.all || last.is_some() || filters.wants_all();
+        let mut shown: Vec<Container> = all
+            .iter()
+            .filter(|container| any_state || container.state == "running")
+            .filter(|container| filters.holds(container, &all))
+            .cloned()
+            .collect();
+        shown.truncate(last.unwrap_or(usize::MAX));
         let id = |container: &Container| {
             if self.no_trunc { container.id.clone() } else { images::short(&container.id) }
         };
         if let Some(format) = format {
-            for container in &all {
-                println!("{}", format.apply(&container_json(container, id(container)))?);
-            }
+            let row =
+                |container: &Container| container_json(container, id(container), self.no_trunc);
+            let rows: Vec<Value> = shown.iter().map(row).collect();
+            print!("{}", format.rows(&HEADER, &rows)?);
             return Ok(ExitCode::SUCCESS);
         }
         if self.quiet {
-            all.iter().for_each(|container| println!("{}", id(container)));
+            shown.iter().for_each(|container| println!("{}", id(container)));
             return Ok(ExitCode::SUCCESS);
         }
         let header = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
         let mut table = Table::new(header);
-        for container in &all {
+        for container in &shown {
             table.row([
                 id(container),
                 images::familiar(&container.image),
@@ -79,7 +210,7 @@ fn command(container: &Container, whole: bool) -> String {
 }
 
 fn status(container: &Container) -> String {
-    match (&container.exit, &container.created) {
+    match (&container.exit, &container.started) {
         (Some(exit), _) => {
             let when = container.finished.as_ref().map(text::ago).unwrap_or_default();
             format!("Exited ({}) {when}", exit.code)
@@ -88,7 +219,7 @@ fn status(container: &Container) -> String {
             let up = SystemTime::now().duration_since(text::instant(at)).unwrap_or_default();
             format!("Up {}", text::age(up))
         }
-        (None, None) => "Up".into(),
+        (None, None) => "Created".into(),
     }
 }
 
@@ -96,25 +227,43 @@ fn status(container: &Container) -> String {
 pub fn ports(ports: &[Port]) -> String {
     let one = |port: &Port| {
         let protocol = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
-        let host = if port.host_ip.is_empty() { "0.0.0.0" } else { &port.host_ip };
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        format!("{host}:{}->{}/{protocol}", port.host_port, port.container_port)
+        format!("{}->{}/{protocol}", address(port), port.container_port)
     };
     ports.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn container_json(container: &Container, id: String) -> Value {
-    json!({
-        "ID": id,
-        "Names": container.name,
-        "Image": images::familiar(&container.image),
-        "Command": command(container, true),
-        "CreatedAt": container.created.as_ref().map(text::rfc3339),
-        "RunningFor": container.created.as_ref().map(text::ago),
-        "Status": status(container),
-        "State": if container.exit.is_some() { "exited" } else { "running" },
-        "Ports": ports(&container.ports),
-    })
+fn address(port: &Port) -> String {
+    let host = if port.host_ip.is_empty() { "0.0.0.0" } else { &port.host_ip };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    format!("{host}:{}", port.host_port)
+}
+
+fn container_json(container: &Container, id: String, whole: bool) -> Value {
+    let mounts: Vec<&str> = container
+        .mounts
+        .iter()
+        .filter(|mount| mount.kind != "tmpfs")
+        .map(|mount| if mount.name.is_empty() { mount.source.as_str() } else { &mount.name })
+        .collect();
+    let volumes = container.mounts.iter().filter(|mount| mount.kind == "volume").count();
+    let network = container.request.as_ref().map(|request| request.network.as_str());
+    let at = container.created.as_ref();
+    sorted([
+        ("ID", id.into()),
+        ("Names", container.name.clone().into()),
+        ("Image", images::familiar(&container.image).into()),
+        ("Command", command(container, whole).into()),
+        ("CreatedAt", at.map(text::docker_time).into()),
+        ("RunningFor", at.map(text::ago).into()),
+        ("Status", status(container).into()),
+        ("State", container.state.clone().into()),
+        ("Ports", ports(&container.ports).into()),
+        ("Labels", images::labels_text(&container.labels).into()),
+        ("Mounts", mounts.join(",").into()),
+        ("LocalVolumes", volumes.to_string().into()),
+        ("Networks", network.filter(|name| !name.is_empty()).unwrap_or("bridge").into()),
+        ("Size", "0B".into()),
+    ])
 }
 
 /// Show what a container wrote
@@ -125,17 +274,86 @@ pub struct LogsArgs {
     /// Go on until the container ends
     #[arg(long, short = 'f')]
     follow: bool,
+    /// Only the last lines
+    #[arg(long, short = 'n', visible_alias = "lines", value_name = "LINES", default_value = "all")]
+    tail: String,
+    /// Only what was written since a time or for so long: 2026-01-02T15:04:05, 1767366245 or 10m
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Only what was written until a time
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Begin each line with its time
+    #[arg(long, short = 't')]
+    timestamps: bool,
+    /// Accepted for scripts: there are no details
+    #[arg(long, hide = true)]
+    details: bool,
+}
+
+/// A point in time as docker's flags take it.
+fn point(text: &str) -> anyhow::Result<prost_types::Timestamp> {
+    if let Some(ago) = base::time::parse_go_duration(text) {
+        return Ok(prost_types::Timestamp::from(SystemTime::now() - ago));
+    }
+    if let Ok(seconds) = text.parse::<f64>() {
+        let nanos = (seconds * 1e9) as i64;
+        return Ok(base::time::from_unix_nanos(nanos).into());
+    }
+    // Docker leaves out what it can: the zone, the time of day, the seconds.
+    let full = match text.len() {
+        10 => format!("{text}T00:00:00Z"),
+        16 => format!("{text}:00Z"),
+        _ if text.ends_with('Z') || text.rfind(['+', '-']).is_some_and(|at| at > 10) => {
+            text.to_owned()
+        }
+        _ => format!("{text}Z"),
+    };
+    let at = base::time::parse_rfc3339(&full);
+    Ok(at.with_context(|| format!("invalid value for a time: {text:?}"))?.into())
 }
 
 impl LogsArgs {
     /// Copies the output.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        let service = connection.connect().await?.containers();
-        let attach =
-            run::Attach { container: self.container.clone(), logs: true, follow: self.follow };
-        attach.copy_output(service).await?;
+        let tail = match self.tail.as_str() {
+            "all" | "-1" => None,
+            lines => {
+                Some(lines.parse().with_context(|| format!("invalid number of lines: {lines}"))?)
+            }
+        };
+        let request = LogsRequest {
+            container: self.container.clone(),
+            follow: self.follow,
+            tail,
+            since: self.since.as_deref().map(point).transpose()?,
+            until: self.until.as_deref().map(point).transpose()?,
+            timestamps: self.timestamps,
+        };
+        let mut service = connection.connect().await?.containers();
+        let answer = service.logs(request).await;
+        attach::output(answer.map_err(refused("failed to read the logs"))?.into_inner()).await?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Does something to each container and prints its name; goes on after a failure.
+async fn each(
+    containers: &[String],
+    what: &'static str,
+    mut act: impl AsyncFnMut(&str) -> Result<(), Status>,
+) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for container in containers {
+        match act(container).await {
+            Ok(()) => println!("{container}"),
+            Err(status) => {
+                eprintln!("error: {:#}", refused(what)(status));
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
 }
 
 /// Ask containers to end
@@ -145,17 +363,44 @@ pub struct StopArgs {
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
     /// Seconds until they are killed
-    #[arg(long = "time", short = 't', value_name = "SECONDS")]
-    time: Option<u32>,
+    #[arg(long = "timeout", visible_alias = "time", short = 't', value_name = "SECONDS")]
+    timeout: Option<u32>,
     /// Signal to send in place of the image's
     #[arg(long, short = 's', value_name = "SIGNAL", default_value = "", hide_default_value = true)]
     signal: String,
 }
 
 impl StopArgs {
-    /// Stops one after the other; goes on after a failure.
+    /// Stops one after the other.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        stop(connection, &self.containers, self.time, &self.signal).await
+        let mut service = connection.connect().await?.containers();
+        let what = "failed to stop the container";
+        Ok(each(&self.containers, what, async |container| {
+            let request = StopContainerRequest {
+                container: container.to_owned(),
+                timeout_s: self.timeout,
+                signal: self.signal.clone(),
+            };
+            service.stop(request).await.map(drop)
+        })
+        .await)
+    }
+
+    /// Stops and starts one after the other.
+    pub async fn restart(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let mut service = connection.connect().await?.containers();
+        let what = "failed to restart the container";
+        Ok(each(&self.containers, what, async |container| {
+            let container = container.to_owned();
+            let request = StopContainerRequest {
+                container: container.clone(),
+                timeout_s: self.timeout,
+                signal: self.signal.clone(),
+            };
+            service.stop(request).await?;
+            service.start(StartContainerRequest { container }).await.map(drop)
+        })
+        .await)
     }
 }
 
@@ -171,41 +416,16 @@ pub struct KillArgs {
 }
 
 impl KillArgs {
-    /// Ends containers at once with the default signal; any other is only sent.
+    /// Signals one after the other.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        let signal = self.signal.trim_start_matches("SIG");
-        if signal == "KILL" || signal == "9" {
-            return stop(connection, &self.containers, None, "KILL").await;
-        }
-        let service = connection.connect().await?.containers();
-        for container in &self.containers {
-            run::send_signal(service.clone(), container, signal).await?;
-            println!("{container}");
-        }
-        Ok(ExitCode::SUCCESS)
+        let mut service = connection.connect().await?.containers();
+        let what = "failed to signal the container";
+        Ok(each(&self.containers, what, async |container| {
+            let (container, signal) = (container.to_owned(), self.signal.clone());
+            service.signal(SignalContainerRequest { container, signal }).await.map(drop)
+        })
+        .await)
     }
-}
-
-async fn stop(
-    connection: &ConnectionArgs,
-    containers: &[String],
-    timeout_s: Option<u32>,
-    signal: &str,
-) -> anyhow::Result<ExitCode> {
-    let mut service = connection.connect().await?.containers();
-    let mut code = ExitCode::SUCCESS;
-    for container in containers {
-        let signal = signal.trim_start_matches("SIG").to_owned();
-        let request = StopContainerRequest { container: container.clone(), timeout_s, signal };
-        match service.stop(request).await.map_err(refused("failed to stop the container")) {
-            Ok(_) => println!("{container}"),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                code = ExitCode::FAILURE;
-            }
-        }
-    }
-    Ok(code)
 }
 
 /// Forget containers
@@ -217,25 +437,135 @@ pub struct RmArgs {
     /// Kill those that run
     #[arg(long, short = 'f')]
     force: bool,
+    /// Accepted for scripts: volumes without a name go with --rm or volume prune
+    #[arg(long, short = 'v', hide = true)]
+    volumes: bool,
 }
 
 impl RmArgs {
-    /// Removes one after the other; goes on after a failure.
+    /// Removes one after the other.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let mut service = connection.connect().await?.containers();
+        let what = "failed to remove the container";
+        Ok(each(&self.containers, what, async |container| {
+            let request =
+                RemoveContainerRequest { container: container.to_owned(), force: self.force };
+            match service.remove(request).await {
+                Err(status) if self.force && status.code() == tonic::Code::NotFound => Ok(()),
+                other => other.map(drop),
+            }
+        })
+        .await)
+    }
+}
+
+/// Wait for containers to end, and print their exit codes
+#[derive(Args, Debug)]
+pub struct WaitArgs {
+    /// Ids or names
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+impl WaitArgs {
+    /// Waits for one after the other.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         let mut service = connection.connect().await?.containers();
         let mut code = ExitCode::SUCCESS;
         for container in &self.containers {
-            let request =
-                RemoveContainerRequest { container: container.clone(), force: self.force };
-            match service.remove(request).await.map_err(refused("failed to remove the container")) {
-                Ok(_) => println!("{container}"),
-                Err(error) => {
-                    eprintln!("error: {error:#}");
+            let request = WaitContainerRequest { container: container.clone() };
+            match service.wait(request).await {
+                Ok(exit) => println!("{}", exit.into_inner().code),
+                Err(status) => {
+                    eprintln!("error: {:#}", refused("failed to wait for the container")(status));
                     code = ExitCode::FAILURE;
                 }
             }
         }
         Ok(code)
+    }
+}
+
+/// Show where a container's ports are published
+#[derive(Args, Debug)]
+pub struct PortArgs {
+    /// Id or name
+    container: String,
+    /// Only this port: PORT[/tcp]
+    port: Option<String>,
+}
+
+impl PortArgs {
+    /// Prints the addresses.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let mut service = connection.connect().await?.containers();
+        let request = InspectContainerRequest { container: self.container.clone() };
+        let answer = service.inspect(request).await;
+        let container = answer.map_err(refused("failed to read the ports"))?.into_inner();
+        let Some(wanted) = &self.port else {
+            for port in &container.ports {
+                println!("{}/tcp -> {}", port.container_port, address(port));
+            }
+            return Ok(ExitCode::SUCCESS);
+        };
+        let number = wanted.strip_suffix("/tcp").unwrap_or(wanted);
+        let found = container.ports.iter().filter(|it| it.container_port.to_string() == number);
+        let found: Vec<String> = found.map(address).collect();
+        if found.is_empty() {
+            let shown = if wanted.contains('/') { wanted.clone() } else { format!("{wanted}/tcp") };
+            bail!("no public port '{shown}' published for {}", self.container);
+        }
+        found.iter().for_each(|address| println!("{address}"));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Give a container another name
+#[derive(Args, Debug)]
+pub struct RenameArgs {
+    /// Id or name
+    container: String,
+    /// The new name
+    name: String,
+}
+
+impl RenameArgs {
+    /// Renames it.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let mut service = connection.connect().await?.containers();
+        let request =
+            RenameContainerRequest { container: self.container.clone(), name: self.name.clone() };
+        service.rename(request).await.map_err(refused("failed to rename the container"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Forget all containers that do not run
+#[derive(Args, Debug)]
+pub struct ContainerPruneArgs {
+    /// Do not ask
+    #[arg(long, short = 'f')]
+    force: bool,
+}
+
+impl ContainerPruneArgs {
+    /// Removes them.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        if !self.force && !super::confirm("WARNING! This will remove all stopped containers.")? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut service = connection.connect().await?.containers();
+        let fail = refused("failed to remove containers");
+        let answer = service.list(ListContainersRequest { all: true }).await.map_err(&fail)?;
+        for container in answer.into_inner().containers {
+            if container.state == "running" {
+                continue;
+            }
+            let request = RemoveContainerRequest { container: container.id.clone(), force: false };
+            service.remove(request).await.map_err(&fail)?;
+            println!("{}", container.id);
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -262,5 +592,28 @@ mod tests {
         };
         assert_eq!(command(&container, false), "\"/bin/sh -c sleep 10…\"");
         assert_eq!(command(&container, true), "\"/bin/sh -c sleep 1000\"");
+    }
+
+    #[test]
+    fn filters_and_times() {
+        let container = Container {
+            id: "abcd".into(),
+            name: "web".into(),
+            image: "app".into(),
+            state: "running".into(),
+            ..Container::default()
+        };
+        let holds = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            Filters::parse(&texts).map(|filters| filters.holds(&container, &[]))
+        };
+        assert!(holds(&["name=we", "status=running", "ancestor=app:latest"]).unwrap());
+        assert!(holds(&["name=^web$", "id=ab"]).unwrap());
+        assert!(holds(&["name=x", "name=web"]).unwrap());
+        assert!(!holds(&["name=^eb"]).unwrap());
+        assert!(holds(&["health=good"]).is_err());
+        assert_eq!(point("1970-01-01T00:00:10").unwrap().seconds, 10);
+        assert_eq!(point("10.5").unwrap().nanos, 500_000_000);
+        assert!(point("yesterday").is_err());
     }
 }

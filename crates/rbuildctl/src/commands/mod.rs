@@ -1,15 +1,25 @@
 //! One file a group of commands.
 
+pub mod archive;
+pub mod attach;
 pub mod completion;
 pub mod containers;
+pub mod cp;
 pub mod debug;
 pub mod dial_stdio;
 pub mod du;
 pub mod dump;
 pub mod images;
+pub mod imagetools;
+pub mod inspect;
+pub mod login;
 pub mod prune;
 pub mod run;
+pub mod run_parse;
+pub mod transfer;
+pub mod unknown;
 pub mod verify;
+pub mod volume;
 
 use client::ClientError;
 
@@ -22,4 +32,12 @@ pub fn refused(what: &'static str) -> impl Fn(tonic::Status) -> anyhow::Error {
             ClientError::rpc(what)(status).into()
         }
     }
+}
+
+/// Asks on the terminal; anything but yes is no.
+pub fn confirm(question: &str) -> anyhow::Result<bool> {
+    eprint!("{question}\nAre you sure you want to continue? [y/N] ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))
 }

@@ -1,52 +1,57 @@
-//! `run`: starts a container from an image and stays with it unless told otherwise.
+//! `run`, `create`, `start`, `attach`, `exec`: processes in containers.
 //!
-//! Without a terminal, standard input goes to the container with `-i`, and signals that reach this
-//! program are passed on. With `-t` the terminal is switched to raw mode, so that the container's
-//! own terminal sees every key; it is restored before this program ends, however it ends.
+//! An image that the store lacks is pulled first, with this user's logins. `run` without `-d` makes
+//! the container, attaches and only then starts it, so that no output is missed.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    process::ExitCode,
-};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use client::Client;
 use proto::rbuild::v1::{
-    AttachRequest, Entrypoint, Exit, Port, RunRequest, WindowSize,
-    containers_client::ContainersClient,
+    Entrypoint, ExecStart, InspectContainerRequest, InspectImageRequest, RunRequest,
+    StartContainerRequest,
 };
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tokio::{
-    io::AsyncReadExt as _,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
-use super::refused;
-use crate::connection::ConnectionArgs;
+use super::{
+    attach::{self, Attach, Outcome, Terminal, exit_code},
+    refused,
+    run_parse::{self, Mounted},
+    transfer::{self, Show},
+};
+use crate::{connection::ConnectionArgs, text};
 
 /// Exit status for a container that could not be started, as docker's.
 const FAILED_TO_START: u8 = 125;
-/// Input waiting for the daemon, in messages.
-const WAITING_INPUT: usize = 16;
+/// Metadata of the daemon's refusal: 126 or 127.
+const EXIT_CODE: &str = "rbuild-exit-code";
 
-/// Run a container from an image of the store
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    Always,
+    Missing,
+    Never,
+}
+
+/// What a container is made of.
 #[derive(Args, Debug)]
-pub struct RunArgs {
-    /// Print the container's id and leave it running
-    #[arg(long, short = 'd')]
-    detach: bool,
-    /// Publish a port: [IP:][HOST:]CONTAINER[/PROTOCOL]
+pub struct ContainerArgs {
+    /// Publish a port: [IP:][HOST:]CONTAINER[/tcp]
     #[arg(long, short = 'p', value_name = "PORT")]
     publish: Vec<String>,
+    /// Publish every exposed port on a free one
+    #[arg(long, short = 'P')]
+    publish_all: bool,
     /// Forget the container when it ends
     #[arg(long)]
     rm: bool,
     /// Environment variable; without a value, this environment's
     #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// File of environment variables
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Keep standard input open
     #[arg(long, short = 'i')]
     interactive: bool,
@@ -65,18 +70,89 @@ pub struct RunArgs {
     /// Program in place of the image's entrypoint; empty is none
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
-    /// host, none, or a network of its own
+    /// host, none, or a network of its own (bridge)
     #[arg(long, visible_alias = "net", value_name = "MODE")]
     network: Option<String>,
-    /// Folder of the daemon's machine: HOST:CONTAINER[:ro]
+    /// A folder of the daemon's machine or a named volume: SOURCE:TARGET[:ro]
     #[arg(long, short = 'v', value_name = "VOLUME")]
     volume: Vec<String>,
+    /// type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    #[arg(long, value_name = "MOUNT")]
+    mount: Vec<String>,
+    /// A folder in memory: PATH[:size=…,ro,exec]
+    #[arg(long, value_name = "PATH")]
+    tmpfs: Vec<String>,
     /// Host name inside
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, short = 'h', value_name = "NAME")]
     hostname: Option<String>,
     /// Which image of several platforms
     #[arg(long)]
     platform: Option<String>,
+    /// When to pull the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: Pull,
+    /// Do not show the pull
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Metadata: KEY[=VALUE]
+    #[arg(long, short = 'l', value_name = "LABEL")]
+    label: Vec<String>,
+    /// File of labels
+    #[arg(long, value_name = "FILE")]
+    label_file: Vec<PathBuf>,
+    /// Nothing but volumes can be written
+    #[arg(long)]
+    read_only: bool,
+    /// Give a capability, such as NET_ADMIN or ALL
+    #[arg(long, value_name = "NAME")]
+    cap_add: Vec<String>,
+    /// Take a capability
+    #[arg(long, value_name = "NAME")]
+    cap_drop: Vec<String>,
+    /// All privileges, if the daemon allows them
+    #[arg(long)]
+    privileged: bool,
+    /// A line for /etc/hosts: NAME:ADDRESS
+    #[arg(long, value_name = "HOST")]
+    add_host: Vec<String>,
+    /// Name server
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<String>,
+    /// Search domain
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// Resolver option
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE")]
+    shm_size: Option<String>,
+    /// Most memory
+    #[arg(long, short = 'm', value_name = "SIZE")]
+    memory: Option<String>,
+    /// Most processors
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<f64>,
+    /// Most processes
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pids_limit: Option<i64>,
+    /// Limit of a process: NAME=SOFT[:HARD]
+    #[arg(long, value_name = "LIMIT")]
+    ulimit: Vec<String>,
+    /// Signal that asks it to end
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+    /// Seconds until it is killed after that
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u32>,
+    /// Write the container's id to a file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Accepted for scripts: no health checks are run
+    #[arg(long, hide = true)]
+    no_healthcheck: bool,
+    #[command(flatten)]
+    refused: RefusedArgs,
     /// Name or id
     image: String,
     /// Command in place of the image's
@@ -84,60 +160,183 @@ pub struct RunArgs {
     command: Vec<String>,
 }
 
-impl RunArgs {
-    /// Starts the container; without `-d`, ends with its exit status.
-    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        if self.tty && !self.detach && !std::io::stdin().is_terminal() {
-            bail!("the input device is not a TTY: leave -t away");
-        }
-        let request = self.request()?;
-        let mut service = connection.connect().await?.containers();
-        let started =
-            match service.run(request).await.map_err(refused("failed to run the container")) {
-                Ok(started) => started.into_inner(),
-                Err(error) => {
-                    eprintln!("error: {error:#}");
-                    return Ok(ExitCode::from(FAILED_TO_START));
-                }
-            };
-        if self.detach {
-            println!("{}", started.id);
-            return Ok(ExitCode::SUCCESS);
-        }
-        let attach = Attach { container: started.id, logs: true, follow: true };
-        let exit = attach.interact(service, self.interactive, self.tty).await?;
-        if !exit.error.is_empty() {
-            eprintln!("error: {}", exit.error);
-        }
-        Ok(ExitCode::from(u8::try_from(exit.code).unwrap_or(1)))
-    }
+/// What docker has and this has not; each has an error that says what to do.
+#[derive(Args, Debug)]
+struct RefusedArgs {
+    #[arg(long, hide = true)]
+    init: bool,
+    #[arg(long, hide = true)]
+    restart: Option<String>,
+    #[arg(long, hide = true)]
+    device: Vec<String>,
+    #[arg(long, hide = true)]
+    gpus: Option<String>,
+    #[arg(long, hide = true)]
+    security_opt: Vec<String>,
+    #[arg(long, hide = true)]
+    pid: Option<String>,
+    #[arg(long, hide = true)]
+    ipc: Option<String>,
+    #[arg(long, hide = true)]
+    userns: Option<String>,
+    #[arg(long, hide = true)]
+    uts: Option<String>,
+    #[arg(long, hide = true)]
+    link: Vec<String>,
+    #[arg(long, hide = true)]
+    volumes_from: Vec<String>,
+    #[arg(long, hide = true)]
+    group_add: Vec<String>,
+    #[arg(long, hide = true)]
+    sysctl: Vec<String>,
+    #[arg(long, hide = true)]
+    log_driver: Option<String>,
+    #[arg(long, hide = true)]
+    health_cmd: Option<String>,
+    #[arg(long, hide = true)]
+    network_alias: Vec<String>,
+    #[arg(long, hide = true)]
+    ip: Option<String>,
+    #[arg(long, hide = true)]
+    runtime: Option<String>,
+}
 
+impl RefusedArgs {
+    fn check(&self) -> anyhow::Result<()> {
+        let no = |flag: &str, instead: &str| bail!("--{flag} is not supported: {instead}");
+        let given = |list: &Vec<String>| !list.is_empty();
+        if self.init {
+            return no("init", "put an init such as tini into the image's entrypoint");
+        }
+        if self.restart.as_deref().is_some_and(|policy| !matches!(policy, "no" | "")) {
+            return no("restart", "have a service manager run it in the foreground");
+        }
+        if given(&self.device) || self.gpus.is_some() {
+            return no("device", "use --privileged with a daemon that allows it");
+        }
+        if given(&self.security_opt) {
+            return no(
+                "security-opt",
+                "the sandbox is docker's default; see --cap-add, --privileged",
+            );
+        }
+        for (flag, value) in
+            [("pid", &self.pid), ("ipc", &self.ipc), ("userns", &self.userns), ("uts", &self.uts)]
+        {
+            if value.as_deref().is_some_and(|mode| !matches!(mode, "" | "private")) {
+                return no(flag, "containers have namespaces of their own");
+            }
+        }
+        if given(&self.link) || given(&self.network_alias) || self.ip.is_some() {
+            return no("link, --network-alias and --ip", "publish ports, or use --network host");
+        }
+        if given(&self.volumes_from) {
+            return no("volumes-from", "name the volumes with -v");
+        }
+        if given(&self.group_add) {
+            return no("group-add", "give the group with --user USER:GROUP");
+        }
+        if given(&self.sysctl) {
+            return no("sysctl", "set it on the daemon's machine");
+        }
+        if self.log_driver.as_deref().is_some_and(|driver| driver != "json-file") {
+            return no("log-driver", "read the output with logs -f");
+        }
+        if self.health_cmd.is_some() {
+            return no("health-cmd", "check from outside with exec");
+        }
+        if self.runtime.is_some() {
+            return no("runtime", "the daemon's --oci-worker-binary chooses one for all");
+        }
+        Ok(())
+    }
+}
+
+/// Run a container from an image
+#[derive(Args, Debug)]
+#[command(disable_help_flag = true)]
+pub struct RunArgs {
+    /// Print the container's id and leave it running
+    #[arg(long, short = 'd')]
+    detach: bool,
+    /// Pass signals on
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    /// Keys that leave the container running
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: String,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    container: ContainerArgs,
+}
+
+/// Make a container without starting it
+#[derive(Args, Debug)]
+#[command(disable_help_flag = true)]
+pub struct CreateArgs {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    #[command(flatten)]
+    container: ContainerArgs,
+}
+
+impl ContainerArgs {
     fn request(&self) -> anyhow::Result<RunRequest> {
+        self.refused.check()?;
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let mut env = Vec::new();
-        for variable in &self.env {
-            match (variable.contains('='), std::env::var(variable)) {
-                (true, _) => env.push(variable.clone()),
-                (false, Ok(value)) => env.push(format!("{variable}={value}")),
-                (false, Err(_)) => {}
-            }
+        for file in &self.env_file {
+            env.extend(run_parse::variables(&run_parse::lines_of(file)?)?);
+        }
+        env.extend(run_parse::variables(&self.env)?);
+        let mut labels = std::collections::BTreeMap::new();
+        let mut lines = Vec::new();
+        for file in &self.label_file {
+            lines.extend(run_parse::lines_of(file)?);
+        }
+        for label in lines.iter().chain(&self.label) {
+            let (key, value) = label.split_once('=').unwrap_or((label, ""));
+            labels.insert(key.to_owned(), value.to_owned());
         }
         let network = match self.network.as_deref() {
             None | Some("bridge" | "default" | "") => String::new(),
             Some(mode @ ("host" | "none")) => mode.to_owned(),
-            Some(mode) => bail!("--network {mode} is not supported: use host, none or bridge"),
+            Some(mode) => bail!(
+                "network {mode} not found: networks cannot be made here, use host, none or bridge"
+            ),
         };
         let entrypoint = self.entrypoint.as_ref().map(|program| Entrypoint {
             args: if program.is_empty() { Vec::new() } else { vec![program.clone()] },
         });
-        let ports: anyhow::Result<Vec<Port>> = self.publish.iter().map(|text| port(text)).collect();
-        let volumes: anyhow::Result<Vec<String>> =
-            self.volume.iter().map(|text| volume(text)).collect();
+        let mut ports = Vec::new();
+        for text in &self.publish {
+            ports.extend(run_parse::ports(text)?);
+        }
+        let mut volumes: Vec<String> =
+            self.volume.iter().map(|text| run_parse::volume(text)).collect::<Result<_, _>>()?;
+        let mut tmpfs: Vec<_> =
+            self.tmpfs.iter().map(|text| run_parse::tmpfs(text)).collect::<Result<_, _>>()?;
+        for text in &self.mount {
+            match run_parse::mount(text)? {
+                Mounted::Volume(volume) => volumes.push(volume),
+                Mounted::Memory(memory) => tmpfs.push(memory),
+            }
+        }
+        let size = |flag: &str, text: &Option<String>| -> anyhow::Result<u64> {
+            let Some(text) = text else { return Ok(0) };
+            let bytes = text::parse_size(text).with_context(|| format!("invalid {flag} {text}"))?;
+            Ok(bytes.try_into()?)
+        };
+        let ulimits = self.ulimit.iter().map(|text| run_parse::ulimit(text));
         Ok(RunRequest {
             image: self.image.clone(),
             args: self.command.clone(),
             env,
-            ports: ports?,
+            ports,
             remove: self.rm,
             workdir: text(&self.workdir),
             user: text(&self.user),
@@ -146,223 +345,307 @@ impl RunArgs {
             network,
             tty: self.tty,
             stdin: self.interactive,
-            platform: text(&self.platform),
+            platform: transfer::platform(self.platform.as_deref()),
             hostname: text(&self.hostname),
-            volumes: volumes?,
-            ..RunRequest::default()
+            volumes,
+            labels,
+            read_only: self.read_only,
+            tmpfs,
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            extra_hosts: self.add_host.clone(),
+            create_only: false,
+            session: String::new(),
+            publish_all: self.publish_all,
+            stop_signal: text(&self.stop_signal),
+            stop_timeout_s: self.stop_timeout,
+            shm_size: size("--shm-size", &self.shm_size)?,
+            memory: size("--memory", &self.memory)?,
+            cpu_millis: self.cpus.map_or(0, |cpus| (cpus.max(0.0) * 1000.0).round() as u64),
+            pids: self.pids_limit.and_then(|pids| u64::try_from(pids).ok()).unwrap_or(0),
+            ulimits: ulimits.collect::<Result<_, _>>()?,
+            dns: self.dns.clone(),
+            dns_search: self.dns_search.clone(),
+            dns_options: self.dns_option.clone(),
+            privileged: self.privileged,
         })
     }
-}
 
-/// `[IP:][HOST:]CONTAINER[/PROTOCOL]`; an IPv6 address stands in brackets.
-fn port(text: &str) -> anyhow::Result<Port> {
-    let bad = || format!("invalid --publish {text}: expected [IP:][HOST:]CONTAINER[/tcp]");
-    let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    if !matches!(protocol, "tcp" | "udp") {
-        bail!("invalid --publish {text}: unknown protocol {protocol}");
-    }
-    let number = |text: &str| text.parse::<u16>().ok().map(u32::from);
-    let (left, container) = rest.rsplit_once(':').unwrap_or(("", rest));
-    let (ip, host) = match left.rsplit_once(':') {
-        Some((ip, host)) => (ip.trim_start_matches('[').trim_end_matches(']'), host),
-        None => ("", left),
-    };
-    if !ip.is_empty() {
-        ip.parse::<std::net::IpAddr>().with_context(bad)?;
-    }
-    Ok(Port {
-        host_ip: ip.to_owned(),
-        host_port: if host.is_empty() { 0 } else { number(host).with_context(bad)? },
-        container_port: number(container).filter(|port| *port > 0).with_context(bad)?,
-        protocol: protocol.to_owned(),
-    })
-}
-
-/// Completes a relative host folder; named volumes do not exist.
-fn volume(text: &str) -> anyhow::Result<String> {
-    let (host, rest) = text
-        .split_once(':')
-        .with_context(|| format!("invalid --volume {text}: expected HOST:CONTAINER[:ro]"))?;
-    if !host.starts_with(['/', '.']) {
-        bail!("--volume {text}: named volumes are not supported, give a folder such as ./{host}");
-    }
-    let host = std::path::absolute(host)?;
-    Ok(format!("{}:{rest}", host.display()))
-}
-
-/// Puts the terminal back when dropped.
-struct RawMode(Termios);
-
-impl RawMode {
-    fn enter() -> anyhow::Result<Self> {
-        let before = tcgetattr(std::io::stdin()).context("reading the terminal's mode")?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
-            .context("setting the terminal's mode")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for RawMode {
-    fn drop(&mut self) {
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
-    }
-}
-
-/// A connection to a container's streams.
-pub struct Attach {
-    /// Id or name.
-    pub container: String,
-    /// Start with what was written before.
-    pub logs: bool,
-    /// Stay until it ends.
-    pub follow: bool,
-}
-
-impl Attach {
-    fn first(&self) -> AttachRequest {
-        AttachRequest {
-            container: self.container.clone(),
-            logs: self.logs,
-            follow: self.follow,
-            ..AttachRequest::default()
+    /// Makes sure that the image is there.
+    async fn bring(&self, client: &Client, request: &RunRequest) -> anyhow::Result<()> {
+        let show = if self.quiet { Show::Nothing } else { Show::Stderr };
+        if self.pull == Pull::Always {
+            return transfer::pull(client, &self.image, &request.platform, false, show).await;
         }
-    }
-
-    /// Copies output only.
-    pub async fn copy_output(
-        &self,
-        service: ContainersClient<Channel>,
-    ) -> anyhow::Result<Option<Exit>> {
-        let (sender, receiver) = mpsc::channel(1);
-        sender.send(self.first()).await.expect("the receiver is at hand");
-        let exit = output(service, receiver).await;
-        drop(sender);
-        exit
-    }
-
-    /// Copies both ways, passes signals and window sizes on, and returns how it ended.
-    pub async fn interact(
-        &self,
-        service: ContainersClient<Channel>,
-        stdin: bool,
-        tty: bool,
-    ) -> anyhow::Result<Exit> {
-        let raw = if tty && stdin { Some(RawMode::enter()?) } else { None };
-        let (sender, receiver) = mpsc::channel(WAITING_INPUT);
-        sender.send(self.first()).await.expect("the receiver is at hand");
-        if tty {
-            let _ = sender.send(window()).await;
-        }
-        if stdin {
-            tokio::spawn(input(sender.clone()));
-        }
-        tokio::spawn(signals(sender, tty));
-        let exit = output(service, receiver).await;
-        drop(raw);
-        exit?.context("the container's streams ended before it did")
-    }
-}
-
-async fn output(
-    mut service: ContainersClient<Channel>,
-    requests: mpsc::Receiver<AttachRequest>,
-) -> anyhow::Result<Option<Exit>> {
-    let fail = refused("failed to attach to the container");
-    let answer = service.attach(ReceiverStream::new(requests)).await.map_err(&fail)?;
-    let mut answer = answer.into_inner();
-    let mut exit = None;
-    while let Some(message) = answer.message().await.map_err(&fail)? {
-        // A reader that went away ends this program, not the container.
-        std::io::stdout().write_all(&message.stdout)?;
-        std::io::stdout().flush()?;
-        std::io::stderr().write_all(&message.stderr)?;
-        exit = message.exit.or(exit);
-    }
-    Ok(exit)
-}
-
-async fn input(sender: mpsc::Sender<AttachRequest>) {
-    let mut stdin = tokio::io::stdin();
-    let mut buffer = vec![0; 32 << 10];
-    while let Ok(length @ 1..) = stdin.read(&mut buffer).await {
-        let stdin = buffer[..length].to_vec().into();
-        if sender.send(AttachRequest { stdin, ..AttachRequest::default() }).await.is_err() {
-            return;
-        }
-    }
-    let _ = sender.send(AttachRequest { stdin_eof: true, ..AttachRequest::default() }).await;
-}
-
-fn window() -> AttachRequest {
-    let resize = tcgetwinsize(std::io::stdout())
-        .ok()
-        .map(|size| WindowSize { rows: u32::from(size.ws_row), cols: u32::from(size.ws_col) });
-    AttachRequest { resize, ..AttachRequest::default() }
-}
-
-async fn signals(sender: mpsc::Sender<AttachRequest>, tty: bool) {
-    let kinds = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-        signal(SignalKind::hangup()),
-        signal(SignalKind::window_change()),
-    );
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup), Ok(mut resize)) = kinds else {
-        return;
-    };
-    loop {
-        let named = |name: &str| AttachRequest { signal: name.into(), ..AttachRequest::default() };
-        let message = tokio::select! {
-            _ = interrupt.recv() => named("INT"),
-            _ = terminate.recv() => named("TERM"),
-            _ = hangup.recv() => named("HUP"),
-            _ = resize.recv(), if tty => window(),
+        let question = InspectImageRequest {
+            reference: self.image.clone(),
+            platform: request.platform.clone(),
         };
-        if sender.send(message).await.is_err() {
-            return;
+        match client.images().inspect(question).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == tonic::Code::NotFound && self.pull == Pull::Missing => {
+                let name = oci::Reference::parse(&self.image)?.with_default_tag().familiar();
+                eprintln!("Unable to find image '{name}' locally");
+                transfer::pull(client, &self.image, &request.platform, false, show).await
+            }
+            Err(status) => Err(refused("failed to find the image")(status)),
+        }
+    }
+
+    fn note_id(&self, id: &str) -> anyhow::Result<()> {
+        let Some(path) = &self.cidfile else { return Ok(()) };
+        std::fs::write(path, id).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn check_cidfile(&self) -> anyhow::Result<()> {
+        match &self.cidfile {
+            Some(path) if path.exists() => bail!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            ),
+            _ => Ok(()),
         }
     }
 }
 
-/// Sends one signal to a container.
-pub async fn send_signal(
-    mut service: ContainersClient<Channel>,
-    container: &str,
-    name: &str,
-) -> anyhow::Result<()> {
-    let request = AttachRequest {
-        container: container.to_owned(),
-        signal: name.to_owned(),
-        ..AttachRequest::default()
-    };
-    let fail = refused("failed to signal the container");
-    let answer = service.attach(tokio_stream::iter([request])).await.map_err(&fail)?;
-    let mut answer = answer.into_inner();
-    while answer.message().await.map_err(&fail)?.is_some() {}
+/// Tells why a process did not start; 125, 126 or 127.
+fn not_started(what: &'static str, status: tonic::Status) -> ExitCode {
+    let code = status.metadata().get(EXIT_CODE).and_then(|code| code.to_str().ok()?.parse().ok());
+    eprintln!("error: {:#}", refused(what)(status));
+    ExitCode::from(code.unwrap_or(FAILED_TO_START))
+}
+
+fn check_terminal(tty: bool, stdin: bool) -> anyhow::Result<()> {
+    if tty && stdin && !std::io::stdin().is_terminal() {
+        bail!("the input device is not a TTY");
+    }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn ended(outcome: anyhow::Result<Outcome>) -> anyhow::Result<ExitCode> {
+    match outcome? {
+        Outcome::Ended(exit) => Ok(ExitCode::from(exit_code(&exit))),
+        Outcome::Detached => Ok(ExitCode::SUCCESS),
+        Outcome::Lost => bail!("the container's streams ended before it did"),
+    }
+}
 
-    #[test]
-    fn ports() {
-        let show = |text: &str| match port(text) {
-            Ok(port) => format!(
-                "{}|{}|{}|{}",
-                port.host_ip, port.host_port, port.container_port, port.protocol
-            ),
-            Err(error) => format!("{error:#}"),
+impl RunArgs {
+    /// Starts the container; without `-d`, ends with its exit status.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        // Whatever goes wrong before the container runs is 125.
+        match self.try_run(connection).await {
+            Ok(code) => Ok(code),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                Ok(ExitCode::from(FAILED_TO_START))
+            }
+        }
+    }
+
+    async fn try_run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let args = &self.container;
+        if !self.detach {
+            check_terminal(args.tty, args.interactive)?;
+        }
+        args.check_cidfile()?;
+        let detach = attach::detach_keys(&self.detach_keys)?;
+        let mut request = args.request()?;
+        let client = connection.connect().await?;
+        args.bring(&client, &request).await?;
+        request.create_only = !self.detach;
+        let mut service = client.containers();
+        let started = match service.run(request).await {
+            Ok(started) => started.into_inner(),
+            Err(status) => return Ok(not_started("failed to run the container", status)),
         };
-        assert_eq!(show("80"), "|0|80|tcp");
-        assert_eq!(show("8080:80"), "|8080|80|tcp");
-        assert_eq!(show("127.0.0.1:8080:80/udp"), "127.0.0.1|8080|80|udp");
-        assert_eq!(show("[::1]:8080:80"), "::1|8080|80|tcp");
-        for bad in ["", "x", "1:2:3", "80/foo", "70000"] {
-            assert!(show(bad).starts_with("invalid --publish"), "{bad}");
+        args.note_id(&started.id)?;
+        if self.detach {
+            println!("{}", started.id);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let attach = Attach { container: started.id, logs: true, start: true };
+        let terminal =
+            Terminal { stdin: args.interactive, tty: args.tty, signals: self.sig_proxy, detach };
+        match attach.follow(service, &terminal).await {
+            Ok(outcome) => ended(outcome),
+            Err(status) => Ok(not_started("failed to run the container", status)),
+        }
+    }
+}
+
+impl CreateArgs {
+    /// Makes the container and prints its id.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let args = &self.container;
+        args.check_cidfile()?;
+        let mut request = args.request()?;
+        let client = connection.connect().await?;
+        args.bring(&client, &request).await?;
+        request.create_only = true;
+        let made = client.containers().run(request).await;
+        let id = made.map_err(refused("failed to create the container"))?.into_inner().id;
+        args.note_id(&id)?;
+        println!("{id}");
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Start containers that were created or have ended
+#[derive(Args, Debug)]
+pub struct StartArgs {
+    /// Ids or names
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+    /// Stay with the container
+    #[arg(long, short = 'a')]
+    attach: bool,
+    /// Pass standard input on
+    #[arg(long, short = 'i')]
+    interactive: bool,
+}
+
+impl StartArgs {
+    /// Starts one after the other; goes on after a failure.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let mut service = connection.connect().await?.containers();
+        if self.attach || self.interactive {
+            let [container] = &self.containers[..] else {
+                bail!("you cannot start and attach multiple containers at once");
+            };
+            let asked = InspectContainerRequest { container: container.clone() };
+            let known = service.inspect(asked).await;
+            let known = known.map_err(refused("failed to start the container"))?.into_inner();
+            let request = known.request.unwrap_or_default();
+            let terminal = Terminal::new(self.interactive && request.stdin, request.tty);
+            check_terminal(terminal.tty, terminal.stdin)?;
+            let attach = Attach { container: container.clone(), logs: false, start: true };
+            return match attach.follow(service, &terminal).await {
+                Ok(outcome) => ended(outcome),
+                Err(status) => Ok(not_started("failed to start the container", status)),
+            };
+        }
+        let mut code = ExitCode::SUCCESS;
+        for container in &self.containers {
+            let request = StartContainerRequest { container: container.clone() };
+            match service.start(request).await {
+                Ok(_) => println!("{container}"),
+                Err(status) => {
+                    eprintln!("error: {:#}", refused("failed to start the container")(status));
+                    code = ExitCode::FAILURE;
+                }
+            }
+        }
+        Ok(code)
+    }
+}
+
+/// Follow a running container's streams
+#[derive(Args, Debug)]
+pub struct AttachArgs {
+    /// Id or name
+    container: String,
+    /// Do not pass standard input on
+    #[arg(long)]
+    no_stdin: bool,
+    /// Pass signals on
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1,
+        default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    /// Keys that leave the container running
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: String,
+}
+
+impl AttachArgs {
+    /// Stays until the container ends.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let detach = attach::detach_keys(&self.detach_keys)?;
+        let mut service = connection.connect().await?.containers();
+        let fail = refused("failed to attach to the container");
+        let asked = InspectContainerRequest { container: self.container.clone() };
+        let known = service.inspect(asked).await.map_err(&fail)?.into_inner();
+        let request = known.request.unwrap_or_default();
+        let stdin = request.stdin && !self.no_stdin;
+        check_terminal(request.tty, stdin)?;
+        let terminal = Terminal { stdin, tty: request.tty, signals: self.sig_proxy, detach };
+        let attach = Attach { container: self.container.clone(), logs: false, start: false };
+        ended(attach.follow(service, &terminal).await.map_err(fail)?)
+    }
+}
+
+/// Run a further process in a running container
+#[derive(Args, Debug)]
+pub struct ExecArgs {
+    /// Leave it running
+    #[arg(long, short = 'd')]
+    detach: bool,
+    /// Pass standard input on
+    #[arg(long, short = 'i')]
+    interactive: bool,
+    /// Give the process a terminal
+    #[arg(long, short = 't')]
+    tty: bool,
+    /// Environment variable; without a value, this environment's
+    #[arg(long, short = 'e', value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// File of environment variables
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Folder to start in
+    #[arg(long, short = 'w', value_name = "DIR")]
+    workdir: Option<String>,
+    /// User to run as
+    #[arg(long, short = 'u', value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Keys that leave the process running
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: String,
+    #[arg(long, hide = true)]
+    privileged: bool,
+    /// Id or name
+    container: String,
+    /// What to run
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl ExecArgs {
+    /// Ends with the process's exit status.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        if self.privileged {
+            bail!("exec --privileged is not supported: run the container with --privileged");
+        }
+        if !self.detach {
+            check_terminal(self.tty, self.interactive)?;
+        }
+        let mut env = Vec::new();
+        for file in &self.env_file {
+            env.extend(run_parse::variables(&run_parse::lines_of(file)?)?);
+        }
+        env.extend(run_parse::variables(&self.env)?);
+        let mut terminal = Terminal::new(self.interactive && !self.detach, self.tty);
+        terminal.detach = attach::detach_keys(&self.detach_keys)?;
+        // Docker's exec leaves signals to its own end.
+        terminal.signals = false;
+        let start = ExecStart {
+            container: self.container.clone(),
+            args: self.command.clone(),
+            env,
+            workdir: self.workdir.clone().unwrap_or_default(),
+            user: self.user.clone().unwrap_or_default(),
+            tty: self.tty,
+            stdin: self.interactive,
+            detach: self.detach,
+        };
+        let service = connection.connect().await?.containers();
+        match attach::exec(service, start, &terminal).await {
+            Ok(outcome) => ended(outcome),
+            Err(status) => {
+                let code = not_started("failed to run the process", status);
+                // Of a daemon that refused, exec ends with 1.
+                Ok(if code == ExitCode::from(FAILED_TO_START) { ExitCode::FAILURE } else { code })
+            }
         }
     }
 }
