@@ -18,6 +18,7 @@ use crate::{
     ImageOptions, PlatformResult, Step,
     attest::{self, StatementSubject},
     config::{self, LayerNote},
+    contents,
     options::Settled,
     rewrite,
 };
@@ -214,7 +215,7 @@ impl Assembly<'_> {
             let member =
                 self.image(platform, for_platform, layers, &annotations, &mut holds).await?;
             if is_index && !attestations.is_empty() {
-                let image = &member.manifest;
+                let image = &member;
                 let made = self.statements(&platform.platform, image, attestations, &mut holds);
                 statements.push(made.await?);
             }
@@ -396,10 +397,11 @@ impl Assembly<'_> {
     async fn statements(
         &self,
         platform: &Platform,
-        image: &Descriptor,
+        member: &Member,
         attestations: &[Attestation],
         holds: &mut Vec<Blob>,
     ) -> Result<Member, ExportError> {
+        let image = &member.manifest;
         let names = self.names.split(',').filter(|name| !name.is_empty());
         let own = names
             .map(|name| {
@@ -409,7 +411,14 @@ impl Assembly<'_> {
             .collect::<Result<Vec<_>, ExportError>>()?;
         let mut statements = Vec::with_capacity(attestations.len());
         for attestation in attestations {
-            let predicate = attestation.predicate.read().await?;
+            let mut predicate = attestation.predicate.read().await?;
+            if contents::is_list(attestation) {
+                let layers = member.layers.iter();
+                let layers: Vec<_> =
+                    layers.map(|it| (it.descriptor.digest, it.origin.clone())).collect();
+                let writers = contents::Writers::of(self.store.content(), &layers).await?;
+                predicate = contents::complete(&predicate, &writers);
+            }
             statements.push(attest::statement(attestation, &predicate, &own)?);
         }
         let made = attest::documents(&statements, image, self.settled.oci, self.settled.artifact);

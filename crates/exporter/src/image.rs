@@ -250,9 +250,11 @@ impl Push {
         let id = format!("pushing manifest for {target}@{}", root.digest);
         let _step = Step::begin(&self.progress, id);
         if self.assembled.is_index {
-            for member in &self.assembled.members {
-                self.manifest(&repository, &member.manifest).await?;
-            }
+            let members = self.assembled.members.iter();
+            let pushes = members.map(|member| self.manifest(&repository, &member.manifest));
+            let pushes: Vec<_> = pushes.collect();
+            let mut pushes = stream::iter(pushes).buffer_unordered(PUSHES);
+            while let Some(()) = pushes.try_next().await? {}
         }
         self.manifest(target, root).await
     }

@@ -12,6 +12,7 @@ mod attest;
 mod attrs;
 mod blobs;
 mod config;
+mod contents;
 mod error;
 mod files;
 mod image;

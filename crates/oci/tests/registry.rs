@@ -504,3 +504,42 @@ async fn tls_on_localhost_is_found() {
     push(&remote, &target, 1000).await;
     assert!(remote.resolve(&target).await.is_ok());
 }
+
+#[tokio::test]
+async fn a_repeated_push_only_looks() {
+    let (memory, reference, root, _) = image(50_000);
+    let (body, manifest) = parse(&memory, &reference, &root).await;
+    let methods = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (seen, digest, size) = (methods.clone(), root.digest, root.size);
+    let server =
+        Server::start(move |request| {
+            seen.lock().unwrap().push(request.method.clone());
+            let answer = Answer::new(200).header("Docker-Content-Digest", &digest.to_string());
+            match request.path.contains("/manifests/") {
+                // The body of an answer to HEAD is never sent; its length is.
+                true => answer
+                    .header("Content-Type", media::OCI_MANIFEST)
+                    .body(vec![b' '; usize::try_from(size).unwrap()]),
+                false => answer,
+            }
+        });
+    let (remote, target) = (anonymous(), local(&server, "x:1"));
+    for blob in manifest.layers.iter().chain([&manifest.config]) {
+        assert_eq!(remote.push_blob(&target, blob, &memory, &[]).await.unwrap(), Pushed::Exists);
+    }
+    remote.push_manifest(&target, &root, body).await.unwrap();
+    assert!(methods.lock().unwrap().iter().all(|method| method == "HEAD"));
+}
+
+#[tokio::test]
+async fn silent_servers_are_given_up() {
+    let server = Server::start(|_| {
+        std::thread::sleep(Duration::from_secs(30));
+        Answer::new(200)
+    });
+    let remote = client(Anonymous, |options| options.patience = Duration::from_millis(50));
+    let begun = Instant::now();
+    let error = remote.resolve(&local(&server, "x:1")).await.unwrap_err().to_string();
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(error.contains(&format!("registry {} did not answer", server.address)), "{error}");
+}

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use http::{HeaderMap, Method, StatusCode, header};
@@ -34,6 +35,8 @@ pub struct Options {
     pub user_agent: String,
     /// Size of the parts of an upload where the server cannot take it in one request.
     pub chunk_size: u64,
+    /// How long a server may send nothing at all.
+    pub patience: Duration,
 }
 
 impl Default for Options {
@@ -43,6 +46,7 @@ impl Default for Options {
             concurrency_per_host: 4,
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).into(),
             chunk_size: 16 << 20,
+            patience: Duration::from_secs(90),
         }
     }
 }
@@ -106,7 +110,7 @@ impl Client {
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.0.options.hosts.client(endpoint, &self.0.options.user_agent)?;
+        let client = self.0.options.hosts.client(endpoint, &self.0.options)?;
         clients.insert(key, client.clone());
         Ok(client)
     }

@@ -10,12 +10,11 @@ use std::{
     time::Duration,
 };
 
+use super::Options;
 use crate::{Error, Reference, Result, reference::DOCKER_HUB_HOST};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a server may send nothing at all.
-const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// One `registry."<host>"` table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -129,12 +128,12 @@ impl Hosts {
     }
 
     /// An HTTP client with the trust and certificates of the endpoint's table.
-    pub(super) fn client(&self, endpoint: &Endpoint, agent: &str) -> Result<reqwest::Client> {
+    pub(super) fn client(&self, endpoint: &Endpoint, options: &Options) -> Result<reqwest::Client> {
         install_crypto_provider();
         let mut builder = reqwest::Client::builder()
-            .user_agent(agent)
+            .user_agent(&options.user_agent)
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+            .read_timeout(options.patience)
             .pool_idle_timeout(Duration::from_secs(30));
         if endpoint.insecure {
             builder = builder.tls_danger_accept_invalid_certs(true);

@@ -436,7 +436,7 @@ fn content_type(answer: &Response) -> Option<String> {
 }
 
 /// The descriptor a response's headers tell of.
-fn described(answer: &Response) -> Option<Descriptor> {
+pub(super) fn described(answer: &Response) -> Option<Descriptor> {
     let media_type = content_type(answer)?;
     let known = media::is_index(&media_type)
         || media::is_manifest(&media_type)

@@ -12,9 +12,10 @@ use super::{
     auth::Scopes,
     client::{Direction, Remote, Request, unexpected},
     hosts::Endpoint,
+    pull::described,
     retry,
 };
-use crate::{Descriptor, Error, Provider, Reference, Result, content};
+use crate::{Descriptor, Error, Provider, Reference, Result, content, media};
 
 /// Times an upload is taken up again.
 const RESUMES: u32 = 4;
@@ -69,7 +70,19 @@ impl Remote {
         let what = format!("push manifest {} as {reference}", manifest.digest);
         let endpoint = self.own_endpoint(reference, &what).await?;
         let url = endpoint.url(reference.path(), &format!("manifests/{object}"))?;
-        let mut request = Request::new(&what, Method::PUT, url, Scopes::push(reference.path()));
+        let scopes = Scopes::push(reference.path());
+        // What is there already need not be sent: a repeated push costs looks only.
+        let mut look = Request::new(&what, Method::HEAD, url.clone(), scopes.clone());
+        look.headers.insert(header::ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS));
+        let there = self.send(&endpoint, look).await?;
+        if there.status().is_success()
+            && described(&there).is_some_and(|found| {
+                found.digest == manifest.digest && found.media_type == manifest.media_type
+            })
+        {
+            return Ok(());
+        }
+        let mut request = Request::new(&what, Method::PUT, url, scopes);
         let media_type = HeaderValue::from_str(&manifest.media_type)
             .map_err(|error| Error::invalid(&what, error))?;
         request.headers.insert(header::CONTENT_TYPE, media_type);
