@@ -102,8 +102,9 @@ fn ssh(folder: &Path) -> Ssh {
     fs::write(path("config"), config).expect("write the server's settings");
     fs::create_dir_all("/run/sshd").expect("make the server's folder");
     let quiet = |program: &str, args: &[&str]| {
-        let child = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null());
-        Ends(child.spawn().unwrap_or_else(|error| panic!("start {program}: {error}")))
+        let mut command = Command::new(program);
+        let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Ends(child.unwrap_or_else(|error| panic!("start {program}: {error}")))
     };
     let server = quiet("/usr/sbin/sshd", &["-D", "-e", "-f", &path("config")]);
     let agent = quiet("ssh-agent", &["-D", "-a", &path("agent")]);
