@@ -33,9 +33,9 @@ fn a_frontend_that_fails_is_told() {
         return;
     }
     let daemon = Daemon::start();
-    let text = build(&daemon, "echo first words >&2; env >&2; exit 7");
+    let text = build(&daemon, "env >&2; echo $BUILDKIT_EXPORTEDPRODUCT: last words >&2; exit 7");
     assert!(text.contains("frontend image some/frontend:1 failed: exit code: 7"), "{text}");
-    assert!(text.contains("first words") || text.contains("BUILDKIT_SESSION_ID="), "{text}");
+    assert!(text.contains("buildkit: last words"), "{text}");
     assert!(text.contains("# syntax=some/frontend:1 and words"), "{text}");
     let text = build(&daemon, "echo \"$BUILDKIT_WORKERS\" >&2; exit 1");
     assert!(text.contains("\"platforms\":[{\"architecture\":"), "{text}");
