@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -25,6 +25,9 @@ use crate::{VERSION, builds::Builds, idle::Idle, trace::Traces};
 
 /// The newest behaviour clients may ask for, used when they ask for none.
 const COMPATIBILITY: i64 = 30;
+/// A build fails no sooner than this: Go clients that hang up before their session has settled log
+/// a broken connection that is none.
+const REFUSAL: Duration = Duration::from_millis(50);
 /// Header telling the daemon's clock; history clients compute ages from it.
 const CLOCK: &str = "buildkit-current-timestamp";
 
@@ -62,7 +65,10 @@ pub fn version() -> wire::types::BuildkitVersion {
 }
 
 impl Control {
-    async fn run(&self, request: wire::SolveRequest) -> Result<Response<wire::SolveResponse>, Status> {
+    async fn run(
+        &self,
+        request: wire::SolveRequest,
+    ) -> Result<Response<wire::SolveResponse>, Status> {
         let request = solve_request(request).map_err(|error| status(&error))?;
         // On a task of its own, so that a client that goes away cancels at a well-defined point.
         let engine = self.engine.clone();
@@ -151,7 +157,11 @@ impl ControlService for Control {
         let traced = self.traces.as_ref();
         let traced = traced
             .map(|traces| traces.begin(&self.engine, &request.r#ref, &request.frontend, &metadata));
+        let begun = Instant::now();
         let answer = self.run(request).await;
+        if answer.is_err() {
+            tokio::time::sleep_until((begun + REFUSAL).into()).await;
+        }
         if let Some(traced) = traced {
             traced.end(&answer);
         }
@@ -212,7 +222,7 @@ impl ControlService for Control {
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let busy = self.idle.busy();
-        let outgoing = self.engine.sessions().serve_rpc(request)?.into_inner();
+        let outgoing = self.engine.sessions().serve_rpc(request).await?.into_inner();
         let outgoing = outgoing.map(move |message| {
             let _ = &busy;
             message

@@ -133,7 +133,7 @@ impl Control for Daemon {
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        self.sessions.serve_rpc(request)
+        self.sessions.serve_rpc(request).await
     }
 
     async fn solve(

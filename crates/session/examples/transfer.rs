@@ -29,7 +29,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (to_client, from_daemon) = mpsc::channel::<Bytes>(32);
     let (to_daemon, from_client) = mpsc::channel::<Bytes>(32);
     let stop = CancellationToken::new();
-    tokio::spawn(sessions.serve(request, ReceiverStream::new(from_client).map(Ok), to_client));
+    let incoming = ReceiverStream::new(from_client).map(Ok);
+    tokio::spawn(sessions.serve(request, incoming, to_client).await);
     let incoming = ReceiverStream::new(from_daemon).map(Ok);
     tokio::spawn(server.serve(incoming, to_daemon, stop.clone()));
     let session = sessions.get(&id).await?;

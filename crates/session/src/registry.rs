@@ -55,9 +55,6 @@ pub struct SessionRequest {
     pub health: Health,
 }
 
-/// The first check of a session comes at the latest after this long.
-const FIRST_CHECK: Duration = Duration::from_secs(5);
-
 /// When a silent client counts as gone.
 #[derive(Debug, Clone, Copy)]
 pub struct Health {
@@ -175,7 +172,7 @@ impl Sessions {
 
     /// Answers a Session RPC: registers the session and returns the stream to the client, which
     /// ends as soon as the session does.
-    pub fn serve_rpc(
+    pub async fn serve_rpc(
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<BoxStream<'static, Result<BytesMessage, Status>>>, Status> {
@@ -183,7 +180,7 @@ impl Sessions {
         let open = SessionRequest::from_metadata(&metadata)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let bytes = incoming.map(|message| message.map(|message| message.data));
-        let run = self.serve(open, bytes, sender);
+        let run = self.serve(open, bytes, sender).await;
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(receiver)
             .map(|data| Ok(BytesMessage { data }));
         // The session lives inside the answer: dropping the RPC drops it, and its end ends the RPC.
@@ -195,9 +192,9 @@ impl Sessions {
         Ok(Response::new(Box::pin(outgoing.take_until(Box::pin(ended)))))
     }
 
-    /// Runs one session over a pair of byte message streams until it ends. The session is
-    /// registered when this is called, before the returned future is first polled.
-    pub fn serve(
+    /// Opens a session over a pair of byte message streams. It is registered when this returns; the
+    /// returned future runs it until it ends.
+    pub async fn serve(
         &self,
         request: SessionRequest,
         incoming: impl Stream<Item = Result<Bytes, Status>> + Send + 'static,
@@ -207,11 +204,18 @@ impl Sessions {
         let incoming = incoming.map(|message| message.map_err(io::Error::other));
         let tunnel = Tunnel::new(incoming, outgoing, ended.clone());
         let id = request.id.clone();
+        let channel = match channel(tunnel).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                let why = format!("cannot be spoken to: {error}");
+                return Box::pin(async move { Err(SessionError::Broken { id, why }) });
+            }
+        };
         let session = Session(Arc::new(Inner {
             id: request.id,
             shared_key: request.shared_key,
             methods: request.methods.iter().map(|m| m.to_lowercase()).collect::<BTreeSet<_>>(),
-            channel: channel(tunnel),
+            channel,
             ended: ended.clone(),
         }));
         let entry = Entry::insert(self.shared.clone(), session.clone());
@@ -258,8 +262,9 @@ impl Drop for Entry {
 }
 
 /// A channel whose only connection is `tunnel`: a lost session fails its calls at once, since a
-/// second connection is refused.
-fn channel(tunnel: Tunnel) -> Channel {
+/// second connection is refused. It is greeted now and not with the first call: Go's server
+/// complains about a connection that ends before a greeting, as that of a refused build would.
+async fn channel(tunnel: Tunnel) -> Result<Channel, tonic::transport::Error> {
     let tunnel = Arc::new(Mutex::new(Some(tunnel)));
     let connector = tower::service_fn(move |_: http::Uri| {
         let once = tunnel.lock().expect("nobody panics here").take();
@@ -272,7 +277,8 @@ fn channel(tunnel: Tunnel) -> Channel {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .buffer_size(1024)
-        .connect_with_connector_lazy(connector)
+        .connect_with_connector(connector)
+        .await
 }
 
 /// Checks the client's health for ever; returns why it counts as dead.
@@ -280,12 +286,8 @@ async fn keep_alive(session: &Session, health: Health) -> String {
     let mut client = HealthClient::new(session.channel());
     let mut failures = 0;
     let mut last = Duration::ZERO;
-    // The first check is late, since a client whose build is refused first thing would hang up in
-    // the middle of it, and Go's server logs that as our error; but not too late, since it also sets
-    // the connection up, for which that server waits 10 s.
-    let mut pause = health.interval.min(FIRST_CHECK);
     loop {
-        tokio::time::sleep(std::mem::replace(&mut pause, health.interval)).await;
+        tokio::time::sleep(health.interval).await;
         let limit = health.timeout.max(last + last / 2);
         let begun = Instant::now();
         let check = client.check(HealthCheckRequest { service: String::new() });

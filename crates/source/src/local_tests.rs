@@ -43,7 +43,8 @@ impl Bench {
         let (to_client, from_daemon) = mpsc::channel(32);
         let (to_daemon, from_client) = mpsc::channel(32);
         let stop = CancellationToken::new();
-        let daemon = sessions.serve(request, ReceiverStream::new(from_client).map(Ok), to_client);
+        let incoming = ReceiverStream::new(from_client).map(Ok);
+        let daemon = sessions.serve(request, incoming, to_client).await;
         tokio::spawn(daemon);
         let incoming = ReceiverStream::new(from_daemon).map(Ok);
         tokio::spawn(server.serve(incoming, to_daemon, stop.clone()));

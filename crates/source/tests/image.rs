@@ -369,7 +369,8 @@ async fn layouts_of_the_client() {
     let (to_client, from_daemon) = mpsc::channel::<Bytes>(32);
     let (to_daemon, from_client) = mpsc::channel::<Bytes>(32);
     let stop = CancellationToken::new();
-    tokio::spawn(sessions.serve(request, ReceiverStream::new(from_client).map(Ok), to_client));
+    let incoming = ReceiverStream::new(from_client).map(Ok);
+    tokio::spawn(sessions.serve(request, incoming, to_client).await);
     tokio::spawn(server.serve(ReceiverStream::new(from_daemon).map(Ok), to_daemon, stop.clone()));
     world.group = sessions.group([id.clone()]);
     let layouts = Layouts::new(world.store.clone(), world.providers.clone());

@@ -30,7 +30,8 @@ pub async fn connect(server: SessionServer) -> Pair {
     let (to_client, from_daemon) = mpsc::channel::<Bytes>(32);
     let (to_daemon, from_client) = mpsc::channel::<Bytes>(32);
     let stop = CancellationToken::new();
-    let daemon = sessions.serve(request, ReceiverStream::new(from_client).map(Ok), to_client);
+    let incoming = ReceiverStream::new(from_client).map(Ok);
+    let daemon = sessions.serve(request, incoming, to_client).await;
     let daemon = tokio::spawn(daemon);
     let incoming = ReceiverStream::new(from_daemon).map(Ok);
     let client = tokio::spawn(server.serve(incoming, to_daemon, stop.clone()));
