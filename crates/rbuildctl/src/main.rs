@@ -170,7 +170,22 @@ impl ContainerCommand {
     }
 }
 
+/// Ends quietly when who reads our output has gone, as `rbuildctl images | head -1` does. The
+/// signal for that stays ignored: it would also come from a daemon that goes away.
+fn end_with_the_reader() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to std") && text.contains("Broken pipe") {
+            // What a shell makes of SIGPIPE.
+            std::process::exit(128 + 13);
+        }
+        others(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     let debug = cli.debug;
     init_logging(debug);
