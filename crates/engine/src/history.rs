@@ -61,7 +61,25 @@ pub struct History {
 #[derive(Default)]
 struct State {
     active: HashMap<String, BuildHistoryRecord>,
-    stored: BTreeMap<String, BuildHistoryRecord>,
+    stored: BTreeMap<String, Kept>,
+}
+
+/// A stored record, encoded: thousands of them stay in memory.
+struct Kept {
+    completed: Option<SystemTime>,
+    pinned: bool,
+    bytes: Bytes,
+}
+
+impl Kept {
+    fn new(record: &BuildHistoryRecord) -> Self {
+        let completed = record.completed_at.and_then(|at| SystemTime::try_from(at).ok());
+        Self { completed, pinned: record.pinned, bytes: record.encode_to_vec().into() }
+    }
+
+    fn record(&self) -> BuildHistoryRecord {
+        BuildHistoryRecord::decode(self.bytes.clone()).unwrap_or_default()
+    }
 }
 
 /// A build that was entered into history.
@@ -91,7 +109,7 @@ impl History {
                 log.is_none_or(|log| store.content().contains(&log))
             });
             match record {
-                Some(record) => _ = stored.insert(record.r#ref.clone(), record),
+                Some(record) => _ = stored.insert(record.r#ref.clone(), Kept::new(&record)),
                 None => table.remove(&key),
             }
         }
@@ -233,8 +251,7 @@ impl History {
             };
             pins.push(digest);
             let kind = ("in-toto.io/predicate-type".to_owned(), PROVENANCE.to_owned());
-            let descriptor =
-                control::Descriptor { annotations: [kind].into(), ..descriptor };
+            let descriptor = control::Descriptor { annotations: [kind].into(), ..descriptor };
             let of = match platform {
                 Some(platform) => record.results.entry(platform.clone()).or_default(),
                 None => record.result.get_or_insert_default(),
@@ -245,8 +262,9 @@ impl History {
         {
             let mut state = self.state();
             state.active.remove(&started.reference);
-            self.table.put(&started.reference, record.encode_to_vec());
-            state.stored.insert(started.reference.clone(), record.clone());
+            let kept = Kept::new(&record);
+            self.table.put(&started.reference, kept.bytes.clone());
+            state.stored.insert(started.reference.clone(), kept);
         }
         self.tell(BuildHistoryEventType::Complete, record);
         self.collect();
@@ -282,7 +300,7 @@ impl History {
         if self.state().active.contains_key(reference) && *self.pending.borrow() > 0 {
             self.settled().await;
         }
-        self.state().stored.get(reference).cloned()
+        self.state().stored.get(reference).map(Kept::record)
     }
 
     /// The file with a stored build's journal.
@@ -318,10 +336,11 @@ impl History {
             .map(|record| event(BuildHistoryEventType::Started, record))
             .collect();
         if !request.active_only {
-            let mut stored: Vec<&BuildHistoryRecord> = state
+            let mut stored: Vec<BuildHistoryRecord> = state
                 .stored
-                .values()
-                .filter(wanted)
+                .iter()
+                .filter(|(reference, _)| request.r#ref.is_empty() || **reference == request.r#ref)
+                .map(|(_, kept)| kept.record())
                 .filter(|record| {
                     filters.is_empty() || filters.iter().any(|filter| filter.matches(record))
                 })
@@ -332,9 +351,7 @@ impl History {
                 });
                 stored.truncate(request.limit as usize);
             }
-            now.extend(
-                stored.into_iter().map(|record| event(BuildHistoryEventType::Complete, record)),
-            );
+            now.extend(stored.iter().map(|record| event(BuildHistoryEventType::Complete, record)));
         }
         Ok((now, events))
     }
@@ -356,12 +373,14 @@ impl History {
         }
         let record = {
             let mut state = self.state();
-            let record =
+            let kept =
                 state.stored.get_mut(&request.r#ref).ok_or_else(|| missing(&request.r#ref))?;
+            let mut record = kept.record();
             record.pinned = request.pinned;
             record.generation += 1;
-            self.table.put(&request.r#ref, record.encode_to_vec());
-            record.clone()
+            *kept = Kept::new(&record);
+            self.table.put(&request.r#ref, kept.bytes.clone());
+            record
         };
         self.tell(BuildHistoryEventType::Complete, record);
         self.store.flush().await.map_err(|error| failure::internal("store a history record", error))
@@ -386,13 +405,9 @@ impl History {
             if state.stored.len() <= self.limits.max_entries {
                 return;
             }
-            let unpinned = state.stored.values().filter(|record| !record.pinned);
-            unpinned
-                .filter_map(|record| {
-                    let at = SystemTime::try_from(record.completed_at?).ok()?;
-                    Some((at, record.r#ref.clone()))
-                })
-                .collect()
+            let unpinned = state.stored.iter().filter(|(_, kept)| !kept.pinned);
+            let ages = unpinned.filter_map(|(name, kept)| Some((kept.completed?, name.clone())));
+            ages.collect()
         };
         ages.sort_by(|left, right| right.cmp(left));
         for (at, reference) in ages.into_iter().skip(self.limits.max_entries) {

@@ -334,8 +334,9 @@ impl Config {
             (None, None) => Duration::from_secs(10),
         };
         let ceiling = match &flags.oci_worker_ceiling {
-            Some(text) => disk_space(&Value::String(text.clone()), disk)
-                .context("--oci-worker-ceiling")?,
+            Some(text) => {
+                disk_space(&Value::String(text.clone()), disk).context("--oci-worker-ceiling")?
+            }
             None => size(&oci.ceiling)?,
         };
         if (1..LOWEST_CEILING).contains(&ceiling) {
@@ -451,8 +452,7 @@ fn provenance(folder: Option<&Path>) -> anyhow::Result<BTreeMap<String, serde_js
     files.sort();
     let mut all = BTreeMap::new();
     for path in files {
-        let text =
-            std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let more: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&text)
             .with_context(|| format!("failed to parse {}", path.display()))?;
         all.extend(more);

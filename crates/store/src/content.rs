@@ -31,6 +31,8 @@ use crate::{
 pub(crate) const GRACE: Duration = Duration::from_secs(300);
 /// So much of a blob is written even at the ceiling: manifests, logs of builds that failed there.
 const SMALL: u64 = 1 << 20;
+/// How long it stays when somebody wants the room.
+pub(crate) const SHORT_GRACE: Duration = Duration::from_secs(2);
 /// Largest part of a blob that is reserved on disk before it arrives.
 const RESERVE_LIMIT: u64 = 16 << 30;
 

@@ -16,7 +16,7 @@ use base::Digest;
 
 use crate::{
     Filter, RecordId, RecordKind, Store, StoreError, Usage,
-    content::GRACE,
+    content::{GRACE, SHORT_GRACE},
     layers::remove_layers,
     record::blocking,
     state::State,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Records removed in one go when there is no limit to watch.
 const AT_ONCE: usize = 10;
+/// Of what may be removed to free some bytes, this part is at a time.
+const PART: usize = 32;
 
 /// What may go, and how much has to stay.
 #[derive(Debug, Clone, Default)]
@@ -141,7 +143,10 @@ impl Store {
                 on_removed(gone);
             });
         }
-        self.sweep(&released, &mut pruned);
+        // Whoever asks for everything wants the room.
+        let urgent = options.len() == 1 && options[0].all;
+        let grace = if urgent { SHORT_GRACE } else { GRACE };
+        self.sweep(&released, grace, &mut pruned);
         self.snapshotter().wait_removed();
         self.space().changed();
         pruned
@@ -160,16 +165,22 @@ impl Store {
             let (gone, layers) = {
                 let mut state = self.state();
                 let census = self.census(&state, &imaged);
+                let mut excess = None;
                 if limited {
                     let total = unshared(&state, &census);
                     let keep = *keep.get_or_insert_with(|| self.keep_bytes(options, total));
                     if total < keep {
                         return;
                     }
+                    excess = Some(total - keep);
                 }
                 let mut candidates = candidates(&state, &census, options);
                 rank(&mut candidates);
-                candidates.truncate(if limited { 1 } else { AT_ONCE });
+                let once = match excess {
+                    Some(excess) => enough(&candidates, excess),
+                    None => AT_ONCE,
+                };
+                candidates.truncate(once);
                 let mut layers = Vec::new();
                 for gone in &candidates {
                     released.extend(state.blobs_of(&gone.id));
@@ -193,9 +204,9 @@ impl Store {
     }
 
     /// Removes blobs that nothing speaks of. Young ones stay, unless a removed record had them.
-    fn sweep(&self, released: &HashSet<Digest>, pruned: &mut Pruned) {
+    fn sweep(&self, released: &HashSet<Digest>, grace: Duration, pruned: &mut Pruned) {
         let mut queue = self.pinned();
-        queue.extend(self.content().rooted(GRACE, released));
+        queue.extend(self.content().rooted(grace, released));
         {
             let state = self.state();
             for layer in state.layers.values() {
@@ -216,7 +227,7 @@ impl Store {
             if marked.contains(&digest) {
                 continue;
             }
-            let grace = if released.contains(&digest) { Duration::ZERO } else { GRACE };
+            let grace = if released.contains(&digest) { Duration::ZERO } else { grace };
             if let Some(freed) = self.content().remove(&digest, grace) {
                 pruned.blobs += 1;
                 if !released.contains(&digest) {
@@ -273,6 +284,19 @@ fn candidates(state: &State, census: &Census, options: &PruneOptions) -> Vec<Usa
         !recent && (options.all || !protected) && Filter::any_matches(&options.filters, usage)
     };
     usages.filter(wanted).collect()
+}
+
+/// How many of the ranked candidates to remove before looking again: until enough is freed, and only
+/// a part of them, because what they kept joins the ranking once they are gone. Looking again after
+/// each one would take a census of all records for every record.
+fn enough(candidates: &[Usage], excess: u64) -> usize {
+    let mut freed = 0;
+    let needed = candidates.iter().take_while(|usage| {
+        let more = freed <= excess;
+        freed += usage.size;
+        more
+    });
+    needed.count().min(candidates.len() / PART).max(1)
 }
 
 /// First what is used least: by the sum of the normalized ranks of last use and of use count.

@@ -116,9 +116,12 @@ fn perform(chore: Chore, state: &Mutex<State>, meta: &Meta, snapshotter: &dyn Sn
         Chore::Measure(layer) => match snapshotter.usage(&layer) {
             Ok(usage) => {
                 let mut state = state.lock().unwrap();
+                let owner = state.owner(&layer).and_then(|id| state.records.get(id));
+                let written = owner.is_some_and(|owner| owner.writer);
                 // A writer who came in between measures again when it goes.
                 if let Some(known) = state.layers.get_mut(&layer) {
                     known.row.size = usage.bytes;
+                    known.row.writing = written;
                     state.save_layer(&layer, meta);
                 }
             }

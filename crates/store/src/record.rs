@@ -568,6 +568,10 @@ impl Drop for MutRef {
 impl MutRef {
     /// Gives a retained record back. Nobody said what changed, so its view of last time is void.
     fn release(&self) {
+        // What mounting left beside the files must not be measured with them.
+        if let Err(error) = self.store.snapshotter().freeze(&self.layer) {
+            tracing::debug!("freeze layer {}: {error}", self.layer);
+        }
         let mut state = self.store.state();
         if let Some(record) = state.records.get_mut(&self.id) {
             record.writer = false;
@@ -595,7 +599,8 @@ impl State {
     /// A writer ended. What was made or known of the former content is void if it changed.
     fn written(&mut self, id: &LayerId, usage: Option<u64>, changed: bool, meta: &Meta) {
         let Some(layer) = self.layers.get_mut(id) else { return };
-        layer.row.writing = false;
+        // A size that is not known yet has to be measured, after a crash too.
+        layer.row.writing = changed && usage.is_none();
         if let Some(bytes) = usage {
             layer.row.size = bytes;
         }

@@ -177,8 +177,8 @@ fn load_records(
             continue;
         }
         if row.writing {
-            // The writer was killed: its work stays, but nothing that was known of it.
-            row.writing = false;
+            // The writer was killed: its work stays, but nothing that was known of it. Not its size
+            // either, until it was measured.
             row.blobs.clear();
             row.diff_id = None;
             meta.set(T::Indexes, id.as_str(), None);

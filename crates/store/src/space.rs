@@ -42,6 +42,8 @@ const SHORTEST_MS: u64 = 1;
 const LONGEST_MS: u64 = 250;
 /// What is kept for writers that are being stopped: this much, or a hundredth of a large ceiling.
 const LAST_BYTES: u64 = 32 << 20;
+/// How often is counted anew because much changed meanwhile.
+const TRIES: u32 = 3;
 /// Pause between collections that found nothing to free.
 const COLLECT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a withdrawn room may take to end before the next one is withdrawn too.
@@ -273,7 +275,25 @@ impl Store {
 
     /// Counts everything below the state folder, what is being written included, and remembers it.
     pub(crate) fn measure(&self) -> u64 {
-        let (at, free) = (Instant::now(), free(self.root()));
+        let mut before = free(self.root());
+        let mut tries = 0;
+        loop {
+            let at = Instant::now();
+            let used = self.count();
+            let after = free(self.root());
+            tries += 1;
+            // What was removed or written meanwhile may have been counted or not.
+            let settled = before.abs_diff(after) <= used / 100;
+            if settled || tries == TRIES {
+                let count = Count { at, used, free: before.max(after) };
+                *self.space().counted.lock().unwrap() = Some(count);
+                return used + count.free.saturating_sub(after);
+            }
+            before = after;
+        }
+    }
+
+    fn count(&self) -> u64 {
         let writing = self.writing();
         let known: u64 = {
             let state = self.state();
@@ -281,12 +301,10 @@ impl Store {
                 state.layers.iter().filter(|(id, it)| it.row.here && !writing.contains_key(*id));
             done.map(|(_, layer)| layer.row.size).sum()
         };
-        let used = known
+        known
             + writing.values().map(|(bytes, _)| bytes).sum::<u64>()
             + self.content().allocated().values().sum::<u64>()
-            + self.overhead_files();
-        *self.space().counted.lock().unwrap() = Some(Count { at, used, free });
-        used
+            + self.overhead_files()
     }
 
     /// Layers that have a writer, measured now, with the room of the writer.

@@ -2,6 +2,7 @@
 
 mod compose;
 mod gc;
+mod hostile;
 mod layers;
 mod numbers;
 mod records;
