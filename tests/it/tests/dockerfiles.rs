@@ -164,16 +164,17 @@ impl Case {
         }
         args.extend(self.section("args").unwrap_or_default().lines().map(fill));
         let tree = scene.rest.path().join("tree");
-        args.extend(["-o".into(), format!("type=local,dest={}", tree.display())]);
+        // A tar keeps owners.
+        let exported = scene.rest.path().join("tree.tar");
+        args.extend(["-o".into(), format!("type=tar,dest={}", exported.display())]);
         let expect = self.section("expect").expect("a case expects something");
         let layout = scene.rest.path().join("layout");
         if expect.lines().any(|line| line.starts_with("config ")) {
             args.extend(["-o".into(), format!("type=oci,tar=false,dest={}", layout.display())]);
         }
-        let context = self.section("context").map_or_else(
-            || scene.context.path().display().to_string(),
-            |text| fill(text.trim()),
-        );
+        let context = self
+            .section("context")
+            .map_or_else(|| scene.context.path().display().to_string(), |text| fill(text.trim()));
         let mut all = vec!["build", "--progress", "plain"];
         all.extend(args.iter().map(String::as_str));
         all.push(&context);
@@ -183,6 +184,10 @@ impl Case {
         let fails = expect.lines().any(|line| line.starts_with("fails "));
         if output.status.success() == fails {
             return Err(format!("the build {}\n{said}", if fails { "succeeds" } else { "fails" }));
+        }
+        if !fails {
+            fs::create_dir(&tree).expect("make a folder");
+            run(Command::new("tar").arg("-xpf").arg(&exported).arg("-C").arg(&tree));
         }
         for line in expect.lines() {
             if let Err(problem) = check(line, &tree, &layout, &said) {
@@ -300,7 +305,11 @@ fn check(line: &str, tree: &Path, layout: &Path, said: &str) -> Result<(), Strin
         let found = fs::read(tree.join(path)).map_err(|error| error.to_string())?;
         let found = String::from_utf8_lossy(&found).into_owned();
         let found = found.strip_suffix('\n').unwrap_or(&found);
-        return if found == wanted.replace("\\n", "\n") { Ok(()) } else { Err(format!("{found:?}")) };
+        return if found == wanted.replace("\\n", "\n") {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        };
     }
     let words: Vec<&str> = line.split(' ').collect();
     let metadata = fs::symlink_metadata(tree.join(words[0])).map_err(|error| error.to_string())?;
