@@ -94,6 +94,16 @@ pub struct BuildArgs {
     /// Keep the image in the daemon's store (as when no output is named)
     #[arg(long, help_heading = DOCKER)]
     pub load: bool,
+    /// Same input, same image: dates from the commit, times of files cut to it
+    #[arg(long, help_heading = DOCKER)]
+    pub reproducible: bool,
+    /// Build twice without cached results and show which files differ; keeps nothing
+    #[arg(
+        long,
+        help_heading = DOCKER,
+        conflicts_with_all = ["output", "push", "load", "iidfile", "call", "check"]
+    )]
+    pub verify: bool,
     /// Ask the frontend instead of building: build, check, outline or targets
     #[arg(long, value_name = "METHOD[,format=json]", help_heading = DOCKER)]
     pub call: Option<String>,
@@ -276,6 +286,8 @@ impl BuildArgs {
             (!self.label.is_empty(), "--label", "--opt label:NAME=VALUE"),
             (!self.no_cache_filter.is_empty(), "--no-cache-filter", "--opt no-cache=STAGE"),
             (self.pull, "--pull", "--opt image-resolve-mode=pull"),
+            (self.reproducible, "--reproducible", "--opt build-arg:SOURCE_DATE_EPOCH=SECONDS"),
+            (self.verify, "--verify", "docker's form"),
             (!self.platform.is_empty(), "--platform", "--opt platform=PLATFORM"),
             (!self.build_context.is_empty(), "--build-context", "--opt context:NAME=…"),
             (!self.add_host.is_empty(), "--add-host", "--opt add-hosts=HOST=IP"),

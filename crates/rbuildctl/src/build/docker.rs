@@ -9,7 +9,7 @@ use super::{
     BuildArgs, call, context,
     execute::{common, execute},
     output::{self, Form},
-    parse,
+    parse, reproduce,
 };
 use crate::{connection::ConnectionArgs, csv, text};
 
@@ -27,6 +27,7 @@ pub async fn run(
     options(&args, &mut request)?;
     common(&args, Form::Docker, &mut request)?;
     exports(&args, &mut request)?;
+    reproduce::apply(&args, given, &mut request)?;
     if let Some(call) = &call {
         call.apply(&mut request);
     }
@@ -37,6 +38,9 @@ pub async fn run(
     } else {
         args.progress.parse()?
     };
+    if args.verify {
+        return reproduce::verify(&client, &request, &args, mode, debug).await;
+    }
     let outcome = execute(&client, request, &args, mode, debug).await?;
     drop(prepared);
     if let Some(call) = call {

@@ -12,6 +12,7 @@ mod docker;
 mod execute;
 mod output;
 mod parse;
+mod reproduce;
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
