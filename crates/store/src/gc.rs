@@ -23,7 +23,7 @@ use crate::{
     usage::{Census, usage},
 };
 
-/// Records removed in one go when there is no limit to watch.
+/// Records removed in one go, at least, when there is no limit to watch.
 const AT_ONCE: usize = 10;
 /// Of what may be removed to free some bytes, this part is at a time.
 const PART: usize = 32;
@@ -178,7 +178,7 @@ impl Store {
                 rank(&mut candidates);
                 let once = match excess {
                     Some(excess) => enough(&candidates, excess),
-                    None => AT_ONCE,
+                    None => AT_ONCE.max(candidates.len() / PART),
                 };
                 candidates.truncate(once);
                 let mut layers = Vec::new();

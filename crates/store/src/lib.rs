@@ -28,6 +28,7 @@ mod space;
 mod state;
 mod store;
 mod table;
+mod turns;
 mod usage;
 mod verify;
 

@@ -204,6 +204,10 @@ pub(crate) struct LayerRow {
     /// Somebody may be writing: after a crash the size has to be measured anew.
     #[serde(rename = "w", default, skip_serializing_if = "is_default")]
     pub writing: bool,
+    /// How often somebody began to write to it again. The folder has it too (see `turns`): after a
+    /// crash the two differ if files were changed and the rows do not know yet.
+    #[serde(rename = "t", default, skip_serializing_if = "is_default")]
+    pub turn: u64,
     /// Whether folders of it hide all that lies below them; `None` if nobody looked yet.
     #[serde(rename = "q", default, skip_serializing_if = "is_default")]
     pub opaque: Option<bool>,

@@ -24,6 +24,7 @@ use crate::{
     model::{LayerRow, RecordRow, Shape, now},
     space,
     state::{Layer, Record, State},
+    turns,
 };
 
 /// A record to be made.
@@ -359,7 +360,7 @@ impl Store {
     /// held.
     pub fn take_mutable(self: &Arc<Self>, id: &RecordId) -> Result<MutRef, StoreError> {
         let index_key;
-        let (layer, lowers) = {
+        let (layer, lowers, turn) = {
             let mut state = self.state();
             let record = state.records.get_mut(id).filter(|record| record.row.mutable);
             let record = record.ok_or_else(|| StoreError::NoRecord(id.clone()))?;
@@ -371,12 +372,21 @@ impl Store {
             index_key = self::index_key(id, &record.row);
             let layer = record.row.own.clone().expect("a mutable record has a layer of its own");
             let lowers = distinct(record.lowers());
+            let mut turn = 1;
             if let Some(known) = state.layers.get_mut(&layer) {
                 known.row.writing = true;
+                known.row.turn += 1;
+                turn = known.row.turn;
             }
             state.save_layer(&layer, self.meta());
-            (layer, lowers)
+            (layer, lowers, turn)
         };
+        if let Err(error) = turns::advance(&**self.snapshotter(), &layer, turn) {
+            if let Some(record) = self.state().records.get_mut(id) {
+                record.writer = false;
+            }
+            return Err(StoreError::io(format!("begin to write to record {id}"), error));
+        }
         Ok(MutRef {
             store: self.clone(),
             id: id.clone(),

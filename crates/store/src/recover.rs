@@ -23,6 +23,7 @@ use crate::{
     state::{Layer, Record, State},
     store::PINS,
     table::values_key,
+    turns,
 };
 
 /// What start-up found and did after a daemon that did not end properly.
@@ -169,6 +170,9 @@ fn load_records(
             }
         }
     }
+    let mutable = records.values().filter(|row| row.mutable).filter_map(|row| row.own.clone());
+    let mutable: HashSet<LayerId> = mutable.collect();
+    let mut changed = HashSet::new();
     let mut measure = Vec::new();
     let mut state = State::default();
     for (id, mut row) in layers {
@@ -176,7 +180,13 @@ fn load_records(
             meta.set(T::Layers, id.as_str(), None);
             continue;
         }
+        if mutable.contains(&id) {
+            let turn = turns::read(snapshotter, &id);
+            row.writing |= turn != row.turn;
+            row.turn = turn;
+        }
         if row.writing {
+            changed.insert(id.clone());
             // The writer was killed: its work stays, but nothing that was known of it. Not its size
             // either, until it was measured.
             row.blobs.clear();
@@ -190,7 +200,12 @@ fn load_records(
     // Oldest first, so that the first owner of a shared layer stays the first.
     let mut order: Vec<_> = records.into_iter().collect();
     order.sort_by(|(a, left), (b, right)| (left.created, a).cmp(&(right.created, b)));
-    for (id, row) in order {
+    for (id, mut row) in order {
+        if row.mutable && row.own.as_ref().is_some_and(|own| changed.contains(own)) {
+            // Nor what showed its files as they were.
+            (row.view, row.chain, row.blob_chain, row.blob) = (None, None, None, None);
+            meta.set(T::Records, id.as_str(), Some(crate::state::json(&row)));
+        }
         state.insert(id, Record::new(row));
     }
     state.recount();

@@ -177,3 +177,37 @@ async fn a_closed_store_says_so() {
     store.kill();
     assert!(matches!(store.flush().await, Err(StoreError::Closed)));
 }
+
+#[tokio::test]
+async fn files_changed_just_before_a_crash_are_not_shown_as_they_were() {
+    let folder = folder();
+    let store = open(folder.path());
+    let new = NewRecord { retain: true, ..NewRecord::default() };
+    let made = store.create(new).unwrap();
+    write(&made.tree().unwrap(), "f", "1");
+    let id = made.id().clone();
+    let view = made.into_view(true).await.unwrap();
+    view.index().lock().unwrap().checksum(&view.tree().unwrap(), "/", false).unwrap();
+    let shown = view.id().clone();
+    drop(view);
+    store.close().await.unwrap();
+    drop(store);
+
+    let store = open(folder.path());
+    assert!(store.contains(&shown), "nothing happened to it");
+    store.flush().await.unwrap();
+    let again = store.take_mutable(&id).unwrap();
+    // From here on the rows do not reach the disk.
+    store.kill();
+    write(&again.tree().unwrap(), "f", "2");
+    drop((again, store));
+
+    let store = open(folder.path());
+    assert!(!store.contains(&shown), "it would show the new file under the old digest");
+    let again = store.take_mutable(&id).unwrap();
+    assert_eq!(list(&again.tree().unwrap()), "f 2");
+    assert!(again.index().lock().unwrap().is_empty());
+    drop(again);
+    store.settle().await;
+    assert!(store.verify(false).await.unwrap().is_clean());
+}
