@@ -89,7 +89,7 @@ impl World {
         let (to_daemon, from_client) = mpsc::channel::<Bytes>(32);
         let stop = CancellationToken::new();
         let incoming = ReceiverStream::new(from_client).map(Ok);
-        tokio::spawn(sessions.serve(request, incoming, to_client));
+        tokio::spawn(sessions.serve(request, incoming, to_client).await);
         let incoming = ReceiverStream::new(from_daemon).map(Ok);
         tokio::spawn(server.serve(incoming, to_daemon, stop.clone()));
         sessions.get(&session).await.unwrap();
