@@ -3,7 +3,9 @@
 mod builds;
 mod cachekeys;
 mod caches;
+mod commands;
 mod dockerfiles;
+mod emulation;
 mod faults;
 mod frontends;
 mod gc;
