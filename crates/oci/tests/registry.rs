@@ -513,7 +513,10 @@ async fn a_repeated_push_only_looks() {
     let (seen, digest, size) = (methods.clone(), root.digest, root.size);
     let server =
         Server::start(move |request| {
+            // Whether it speaks TLS is found out once for each host.
+        if request.path != "/v2/" {
             seen.lock().unwrap().push(request.method.clone());
+        }
             let answer = Answer::new(200).header("Docker-Content-Digest", &digest.to_string());
             match request.path.contains("/manifests/") {
                 // The body of an answer to HEAD is never sent; its length is.
@@ -528,7 +531,7 @@ async fn a_repeated_push_only_looks() {
         assert_eq!(remote.push_blob(&target, blob, &memory, &[]).await.unwrap(), Pushed::Exists);
     }
     remote.push_manifest(&target, &root, body).await.unwrap();
-    assert!(methods.lock().unwrap().iter().all(|method| method == "HEAD"));
+    assert_eq!(*methods.lock().unwrap(), ["HEAD"; 3]);
 }
 
 #[tokio::test]
