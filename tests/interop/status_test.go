@@ -143,3 +143,23 @@ func TestTwoBuildsShareARunningStep(t *testing.T) {
 	require.NoError(t, b.err)
 	require.Equal(t, read(t, a.dir, "id"), read(t, b.dir, "id"))
 }
+
+func TestLateBuildGetsTheWholeLog(t *testing.T) {
+	ctx, c := daemon(t)
+	root, mounts := tools(t)
+	st := root.Run(sh("echo early; sleep 3; echo late # "+unique()), llb.WithCustomName("shared")).Root()
+	first := make(chan *record, 1)
+	go func() {
+		_, r, err := solveState(t, ctx, c, st, client.SolveOpt{LocalMounts: mounts})
+		if err != nil {
+			t.Error(err)
+		}
+		first <- r
+	}()
+	time.Sleep(1500 * time.Millisecond)
+	_, late, err := solveState(t, ctx, c, st, client.SolveOpt{LocalMounts: mounts})
+	require.NoError(t, err)
+	for _, r := range []*record{<-first, late} {
+		require.Equal(t, "early\nlate\n", r.output(r.named(t, "shared")))
+	}
+}
