@@ -15,7 +15,7 @@ func forget(t *testing.T) {
 	require.NoError(t, c.Prune(ctx, nil, client.PruneAll))
 }
 
-func local(kind, dir string, attrs map[string]string) []client.CacheOptionsEntry {
+func localCache(kind, dir string, attrs map[string]string) []client.CacheOptionsEntry {
 	all := map[string]string{kind: dir}
 	for k, v := range attrs {
 		all[k] = v
@@ -31,14 +31,14 @@ func TestLocalCacheSurvivesPrune(t *testing.T) {
 			Run(sh("cat /proc/sys/kernel/random/uuid > /id # "+unique()), llb.WithCustomName("first")).Root().
 			Run(sh("cp /id /copy"), llb.WithCustomName("second")).Root()
 		cache := t.TempDir()
-		opt := client.SolveOpt{LocalMounts: mounts, CacheExports: local("dest", cache, map[string]string{"mode": mode})}
+		opt := client.SolveOpt{LocalMounts: mounts, CacheExports: localCache("dest", cache, map[string]string{"mode": mode})}
 		dir := into(t, &opt)
 		_, _, err := solveState(t, ctx, c, st, opt)
 		require.NoError(t, err)
 		id := read(t, dir, "copy")
 
 		forget(t)
-		opt = client.SolveOpt{LocalMounts: mounts, CacheImports: local("src", cache, nil)}
+		opt = client.SolveOpt{LocalMounts: mounts, CacheImports: localCache("src", cache, nil)}
 		dir = into(t, &opt)
 		_, r, err := solveState(t, ctx, c, st, opt)
 		require.NoError(t, err)
