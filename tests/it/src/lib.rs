@@ -58,6 +58,7 @@ pub struct Daemon {
     state: PathBuf,
     process: Option<Child>,
     args: Vec<String>,
+    env: Vec<(String, String)>,
 }
 
 impl Daemon {
@@ -85,7 +86,17 @@ impl Daemon {
 
     fn at(folder: tempfile::TempDir, state: PathBuf, args: &[&str]) -> Self {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut daemon = Self { folder, state, process: None, args };
+        let mut daemon = Self { folder, state, process: None, args, env: Vec::new() };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts one with more variables in its environment.
+    pub fn start_with_env(env: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let state = folder.path().join("state");
+        let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let mut daemon = Self { folder, state, process: None, args: Vec::new(), env };
         daemon.restart();
         daemon
     }
@@ -102,6 +113,7 @@ impl Daemon {
             .arg(&self.state)
             .args(["--addr", &self.address(), "--debug"])
             .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
