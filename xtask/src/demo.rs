@@ -107,8 +107,10 @@ impl Demo {
         check(steps.iter().all(|step| step.cached), "all steps are cached")?;
         step("edit index.js and build: only the last COPY runs");
         let page = self.app.join("index.js");
-        let text = std::fs::read_to_string(&page)?.replace("hello from rbuild", "hello again");
-        std::fs::write(&page, text)?;
+        // New each time: the daemon remembers what an earlier demo built.
+        let now = std::time::UNIX_EPOCH.elapsed()?.as_nanos();
+        let text = std::fs::read_to_string(&page)?;
+        std::fs::write(&page, text.replace("hello from rbuild", &format!("hello again at {now}")))?;
         let steps = self.build()?;
         let ran: Vec<&str> =
             steps.iter().filter(|step| !step.cached).map(|step| step.name.as_str()).collect();
