@@ -122,8 +122,6 @@ fn images_travel() {
     assert_eq!(puller.ok(&["pull", "-q", &one]).trim(), one);
     let unknown = puller.fails(&["pull", &registry.name("team/app:nope")]);
     assert!(unknown.contains("manifest unknown"), "{unknown}");
-    let platform = puller.fails(&["pull", "--platform", "linux/s390x", &one]);
-    assert!(!platform.is_empty());
     // What is missing is pulled.
     let ran = puller.ctl(&["run", "--rm", &two]);
     assert_eq!(stdout(&ran), "content\n", "{}", text(&ran));
@@ -304,7 +302,6 @@ fn containers_live_as_docker_users_expect() {
     assert_eq!(code(&["run", "--rm", "app:1", "nonsense"]), Some(127));
     assert_eq!(code(&["run", "--rm", "app:1", "/app/file"]), Some(126));
     assert_eq!(code(&["run", "--rm", "--network", "mine", "app:1"]), Some(125));
-    assert_eq!(code(&["run", "--rm", "app:1", "sh", "-c", "kill -9 $$"]), Some(137));
     let refused = daemon.fails(&["run", "--init", "app:1"]);
     assert!(refused.contains("tini"), "{refused}");
     let file = context.path().join("env");

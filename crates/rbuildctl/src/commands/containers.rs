@@ -363,8 +363,8 @@ pub struct StopArgs {
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
     /// Seconds until they are killed
-    #[arg(long = "timeout", visible_alias = "time", short = 't', value_name = "SECONDS")]
-    timeout: Option<u32>,
+    #[arg(long = "time", short = 't', value_name = "SECONDS")]
+    time: Option<u32>,
     /// Signal to send in place of the image's
     #[arg(long, short = 's', value_name = "SIGNAL", default_value = "", hide_default_value = true)]
     signal: String,
@@ -378,7 +378,7 @@ impl StopArgs {
         Ok(each(&self.containers, what, async |container| {
             let request = StopContainerRequest {
                 container: container.to_owned(),
-                timeout_s: self.timeout,
+                timeout_s: self.time,
                 signal: self.signal.clone(),
             };
             service.stop(request).await.map(drop)
@@ -394,7 +394,7 @@ impl StopArgs {
             let container = container.to_owned();
             let request = StopContainerRequest {
                 container: container.clone(),
-                timeout_s: self.timeout,
+                timeout_s: self.time,
                 signal: self.signal.clone(),
             };
             service.stop(request).await?;
