@@ -172,6 +172,14 @@ impl Daemon {
         }
     }
 
+    /// Waits until it has ended by itself, as it should.
+    pub fn ended(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let status = process.wait().expect("wait for the daemon");
+            assert!(status.success(), "the daemon ended with {status}:\n{}", self.log());
+        }
+    }
+
     /// The command line for this daemon, not started yet.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program("rbuildctl"));

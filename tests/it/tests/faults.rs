@@ -213,3 +213,53 @@ fn a_full_disk_fails_the_build_and_not_the_daemon() {
     daemon.ok(&["prune", "--all"]);
     daemon.ok(&["build", &Context::new("RUN echo fits > /small\n").arg()]);
 }
+
+#[test]
+fn a_daemon_that_is_asked_to_end_lets_builds_finish() {
+    if !can_run() {
+        return;
+    }
+    let mut daemon = Daemon::start_with(&["--drain-timeout", "30s"]);
+    let context = Context::new("RUN sleep 2.7182\nRUN echo done > /done\n");
+    let client = daemon
+        .command(&["build", "--progress", "plain", &context.arg()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually(Duration::from_secs(30), "the step runs", || {
+        !Daemon::processes("sleep 2.7182").is_empty()
+    });
+    let asked = Command::new("kill").arg(daemon.pid().to_string()).status().unwrap();
+    assert!(asked.success());
+    eventually(Duration::from_secs(5), "no more builds are taken", || {
+        let refused = daemon.ctl(&["build", "--progress", "plain", &context.arg()]);
+        !refused.status.success() && text(&refused).contains("takes no more builds")
+    });
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{}", text(&output), daemon.log());
+    daemon.ended();
+}
+
+#[test]
+fn where_overlay_is_not_wanted_files_are_copied() {
+    if !can_run() {
+        return;
+    }
+    let mut daemon = Daemon::start_with(&["--oci-worker-snapshotter", "native"]);
+    let context = Context::new(
+        "RUN echo 1 > /one && rm /bin/ls\nRUN test ! -e /bin/ls && echo 2 > /two\n\
+         FROM scratch\nCOPY --link --from=base /one /one\nCOPY --link --from=base /two /two\n",
+    );
+    let out = tempfile::tempdir().unwrap();
+    let output = format!("type=local,dest={}", out.path().display());
+    daemon.ok(&["build", "-o", &output, &context.arg()]);
+    assert_eq!(fs::read_to_string(out.path().join("two")).unwrap(), "2\n");
+    daemon.stop();
+    daemon.restart();
+    let again = daemon.ok(&["build", "--progress", "plain", "-t", "app:1", &context.arg()]);
+    // The last merge is found, so nobody asks for its first part.
+    assert_eq!(again.matches("CACHED").count(), 5, "{again}");
+    daemon.ok(&["verify"]);
+    daemon.left_clean();
+}
