@@ -84,11 +84,12 @@ impl LazyRef {
     }
 
     async fn build(&self) -> Result<BuiltRef, FrontendError> {
-        let sent = &self.trace.definition;
+        let sent = &self.trace.sent;
         let changed = policy::apply(&self.engine, &self.job, &self.policies, sent).await;
-        let changed = changed.map_err(|error| error.context("failed to load LLB"))?;
-        let definition = changed.as_ref().unwrap_or(sent);
-        let definition = policy::parse(&self.engine, &self.job, definition)
+        if let Some(changed) = changed.map_err(|error| error.context("failed to load LLB"))? {
+            self.trace.set_replaced(changed);
+        }
+        let definition = policy::parse(&self.engine, &self.job, self.trace.definition())
             .map_err(|error| error.context("failed to load LLB"))?;
         let imports = self.engine.imports(&self.job, &self.imports).await;
         let loaded = self

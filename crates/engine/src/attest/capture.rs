@@ -315,7 +315,7 @@ impl Engine {
                 true => self.sources_of(job, lazy.trace()).await.unwrap_or_default().sources,
                 false => Sources::default(),
             };
-            self.requests.add(&lazy.trace().definition, &owner, &sources);
+            self.requests.add(lazy.trace().definition(), &owner, &sources);
         }
     }
 
@@ -327,7 +327,7 @@ impl Engine {
     ) -> Result<Capture, FrontendError> {
         let default = bridge::default_platform(self);
         let options = llb::ParseOptions { default_platform: &default, capabilities: None };
-        let definition = llb::Definition::parse(&trace.definition, &options)
+        let definition = llb::Definition::parse(trace.definition(), &options)
             .map_err(|error| FrontendError::new(error.to_string()))?;
         let mut capture = Capture::default();
         for vertex in definition.vertices() {

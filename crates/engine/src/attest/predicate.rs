@@ -135,7 +135,7 @@ impl Engine {
                 engine: self.clone(),
                 facts: facts.clone(),
                 capture: self.capture(job, scope, trace, &traces, platform).await?,
-                definition: trace.definition.clone(),
+                definition: trace.definition().clone(),
                 built: lazy.built().await?.clone(),
             };
             all.insert(id.map(str::to_owned), Arc::new(provenance));

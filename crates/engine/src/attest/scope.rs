@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -32,13 +32,27 @@ impl Asked {
 /// A graph that somebody gave to a bridge.
 #[derive(Debug)]
 pub(crate) struct Trace {
-    pub definition: Arc<pb::Definition>,
+    /// As it was given.
+    pub sent: Arc<pb::Definition>,
+    /// With the sources that policies put in.
+    replaced: OnceLock<Arc<pb::Definition>>,
     built: AtomicBool,
 }
 
 impl Trace {
     pub(crate) fn new(definition: Arc<pb::Definition>) -> Arc<Self> {
-        Arc::new(Self { definition, built: AtomicBool::new(false) })
+        let (replaced, built) = (OnceLock::new(), AtomicBool::new(false));
+        Arc::new(Self { sent: definition, replaced, built })
+    }
+
+    /// The graph as it is built.
+    pub(crate) fn definition(&self) -> &Arc<pb::Definition> {
+        self.replaced.get().unwrap_or(&self.sent)
+    }
+
+    /// Remembers that policies made this of it.
+    pub(crate) fn set_replaced(&self, definition: pb::Definition) {
+        _ = self.replaced.set(Arc::new(definition));
     }
 
     /// Remembers that its result was made.
