@@ -115,6 +115,11 @@ impl Graph {
         dep.content_key = Some(key.clone());
         dep.content_found = found;
         let child = dep.child;
+        if self.vertices[self.edges[child].vertex].ignore_cache {
+            // Its key leads to what was built on an earlier result, of other content: tied to that,
+            // the new content would be taken for the old one by the next look.
+            return;
+        }
         let by_definition = self.edges[child].result_keys.clone();
         let link = self.link(edge, input, selector);
         let mut alternatives: Vec<_> = by_definition.iter().map(|key| (key, link)).collect();
