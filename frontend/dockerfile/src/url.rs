@@ -13,6 +13,8 @@ pub struct Url {
     /// Percent-decoded.
     pub path: String,
     raw_path: String,
+    /// Ends in a bare `?`, which is kept.
+    bare_query: bool,
     /// Values by key.
     pub query: BTreeMap<String, Vec<String>>,
     /// Percent-decoded.
@@ -26,6 +28,7 @@ impl Url {
         if rest.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
             return None;
         }
+        let bare_query = rest.ends_with('?') && rest.matches('?').count() == 1;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (scheme, rest) = rest.split_once("://")?;
         let at = rest.find('/').unwrap_or(rest.len());
@@ -44,6 +47,7 @@ impl Url {
             host,
             path: decode(raw_path, false)?,
             raw_path: raw_path.to_owned(),
+            bare_query,
             // A broken query is as good as none, as in the official parser.
             query: parse_query(query).unwrap_or_default(),
             fragment: decode(fragment, false)?,
@@ -66,6 +70,9 @@ impl Url {
             out.push_str(&self.raw_path);
         } else {
             out.push_str(&escape(&self.path, is_path_byte));
+        }
+        if self.bare_query {
+            out.push('?');
         }
         out
     }
@@ -187,6 +194,8 @@ mod tests {
         assert_eq!(url.without_query_and_fragment(), "https://u:p@h.x:8/a%20b/c");
         assert_eq!(file_name("http://h/a/b.tgz?x").as_deref(), Some("b.tgz"));
         assert_eq!(file_name("http://h"), None);
+        let bare = Url::parse("git://h/r?").unwrap();
+        assert_eq!(bare.without_query_and_fragment(), "git://h/r?");
         let odd = Url::parse("https://u!:p%40@h\u{85}x/é a?q").unwrap();
         assert_eq!(odd.without_query_and_fragment(), "https://u%21:p%40@h%C2%85x/%C3%A9%20a");
         for bad in ["x", "http://a b/", "http://h:x/", "http://h/%zz"] {

@@ -548,7 +548,7 @@ fn functions_are_alike() {
             }
         }
         // What is wrong with a pattern shows here when it is read, there when it is first used.
-        if wanted["matches"].to_string().contains("error") && got["error"] == true {
+        if wanted["matches"].is_array() && got["error"] == true {
             continue;
         }
         let mut path = Vec::new();

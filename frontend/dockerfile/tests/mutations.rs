@@ -24,7 +24,7 @@ use dockerfile::{report, requests, text};
 use llb::pb;
 
 /// Bytes that converting a mutated file may use at a time; the files are below 100 KiB.
-const MEMORY: usize = 64 << 20;
+const MEMORY: usize = 16 << 20;
 
 /// The same for files that are made to use as much as possible.
 const HOSTILE_MEMORY: usize = 2 << 30;
@@ -155,14 +155,14 @@ fn hostile_files_are_bounded() {
         format!("FROM scratch\n{}", "RUN x\n".repeat(20_000)),
         (0..2_000).map(|n| format!("FROM scratch AS s{n}\nCOPY --from=s{n} a b\n")).collect(),
         (0..1_000).map(|n| format!("FROM s{} AS s{n}\nENV V{n}=1\n", n.max(1) - 1)).collect(),
-        format!("FROM scratch\n{}", "EXPOSE 1-65535\n".repeat(50)),
+        format!("FROM scratch\n{}", "EXPOSE 1-65535\n".repeat(8)),
     ];
     let _turn = TURN.lock().unwrap();
     for file in files {
         let started = Instant::now();
         let used = peak(|| run(&client, file.as_bytes()));
         let took = started.elapsed();
-        println!("{:.30?}: {took:.1?}, {} KiB", file, used >> 10);
+        println!("{:?}: {took:.1?}, {} KiB", &file[..30], used >> 10);
         assert!(took < Duration::from_secs(300), "{file:.60}: {took:?}");
         assert!(used < HOSTILE_MEMORY, "{file:.60}: {used} bytes");
     }

@@ -927,7 +927,23 @@ pub fn options(random: &mut Maker, case: &mut Case) {
             27 => ("cmdline", "docker/dockerfile:1"),
             28 => (
                 "build-arg:SOURCE_DATE_EPOCH",
-                random.pick(&["0", "5", "1700000000", "x", "-1", "context", "latest", "", "epoch", "epoch", "build", "s1", "alpine", "a", "base",]),
+                random.pick(&[
+                    "0",
+                    "5",
+                    "1700000000",
+                    "x",
+                    "-1",
+                    "context",
+                    "latest",
+                    "",
+                    "epoch",
+                    "epoch",
+                    "build",
+                    "s1",
+                    "alpine",
+                    "a",
+                    "base",
+                ]),
             ),
             29 => (
                 random.pick(&[
