@@ -109,7 +109,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let ids: Vec<RecordId> = {
             let state = self.state();
-            let known = |row: &RecordRow| row.mutable && row.view.is_some() || !row.mutable;
+            let known = |row: &RecordRow| !row.mutable || row.view.is_some();
             let records = state.records.iter().filter(|(_, record)| known(&record.row));
             records
                 .map(|(id, record)| record.row.view.clone().unwrap_or_else(|| id.clone()))
