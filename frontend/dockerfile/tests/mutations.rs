@@ -27,7 +27,7 @@ use llb::pb;
 const MEMORY: usize = 16 << 20;
 
 /// The same for files that are made to use as much as possible.
-const HOSTILE_MEMORY: usize = 2 << 30;
+const HOSTILE_MEMORY: usize = 1 << 30;
 
 /// The system's allocator, counting.
 struct Counting;
@@ -146,15 +146,15 @@ fn hostile_files_are_bounded() {
         // A variable that doubles itself.
         format!("FROM scratch\n{doubling}"),
         // Each process repeats a large variable.
-        format!("FROM scratch\nENV A={}\n{}", "x".repeat(60_000), "RUN x\n".repeat(10_000)),
+        format!("FROM scratch\nENV A={}\n{}", "x".repeat(60_000), "RUN x\n".repeat(5_000)),
         // Deep nesting.
         format!("FROM scratch\nENV A={}{}\n", "${B:-".repeat(10_000), "}".repeat(10_000)),
         format!("FROM scratch\n{}\n", "ONBUILD ".repeat(8_000)),
         format!("FROM scratch\nRUN {}", "[".repeat(60_000)),
         // Long chains.
-        format!("FROM scratch\n{}", "RUN x\n".repeat(20_000)),
+        format!("FROM scratch\n{}", "RUN x\n".repeat(5_000)),
         (0..2_000).map(|n| format!("FROM scratch AS s{n}\nCOPY --from=s{n} a b\n")).collect(),
-        (0..1_000).map(|n| format!("FROM s{} AS s{n}\nENV V{n}=1\n", n.max(1) - 1)).collect(),
+        (0..500).map(|n| format!("FROM s{} AS s{n}\nENV V{n}=1\n", n.max(1) - 1)).collect(),
         format!("FROM scratch\n{}", "EXPOSE 1-65535\n".repeat(8)),
     ];
     let _turn = TURN.lock().unwrap();

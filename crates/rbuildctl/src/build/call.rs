@@ -202,8 +202,11 @@ mod tests {
             "sources": [{"filename": "Dockerfile", "data": "RlJPTSBzY3JhdGNoCkNNRCBhClJVTk4geAo="}],
             "buildError": {"message": "no such thing", "location": {"ranges": [{"start": {"line": 3}, "end": {"line": 3}}]}}
         }"#;
-        let (shown, error) = show_lint(&serde_json::from_str(json).unwrap(), Some("dir/Dockerfile"));
-        assert!(shown.starts_with("Check complete, 2 warnings have been found!\n\nWARNING: A\nfirst\ndir/Dockerfile:1\n"));
+        let (shown, error) =
+            show_lint(&serde_json::from_str(json).unwrap(), Some("dir/Dockerfile"));
+        assert!(shown.starts_with(
+            "Check complete, 2 warnings have been found!\n\nWARNING: A\nfirst\ndir/Dockerfile:1\n"
+        ));
         assert!(shown.contains("\nWARNING: B - https://b\nsecond\ndir/Dockerfile:2\n"));
         let error = error.unwrap();
         assert!(error.starts_with("no such thing\ndir/Dockerfile:3\n"), "{error}");
@@ -212,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_clean_file_is_said_to_be_clean() {
-        let (shown, error) = show_lint(&serde_json::from_str(r#"{"warnings": null}"#).unwrap(), None);
+        let (shown, error) =
+            show_lint(&serde_json::from_str(r#"{"warnings": null}"#).unwrap(), None);
         assert_eq!((shown.as_str(), error), ("Check complete, no warnings found.\n", None));
     }
 
