@@ -67,7 +67,7 @@ impl Images {
             self.check_containers(&request, named.is_some(), &id)?;
         }
         let mut response = wire::RemoveImageResponse::default();
-        let running = self.runner.list(true).iter().any(|one| one.image_id == id);
+        let running = self.runner.list(false).iter().any(|one| one.image_id == id);
         for image in &going {
             self.images().remove(&image.name).await.map_err(failed)?;
             if is_dangling(&image.name) {
