@@ -112,6 +112,15 @@ async fn hand_over(
     cmdline: &str,
 ) -> Result<FrontendResult, FrontendError> {
     let mut options = client.options.raw().clone();
+    // Build args that stand for options have become those by now.
+    for (arg, option) in [
+        ("build-arg:BUILDKIT_MULTI_PLATFORM", "multi-platform"),
+        ("build-arg:BUILDKIT_SANDBOX_HOSTNAME", "hostname"),
+    ] {
+        if let Some(value) = client.options.get(arg).filter(|value| !value.is_empty()) {
+            options.insert(option.to_owned(), value.to_owned());
+        }
+    }
     options.insert("cmdline".to_owned(), text::lossy(cmdline));
     options.insert("source".to_owned(), text::lossy(reference));
     let inputs = client.bridge.inputs().await?;
