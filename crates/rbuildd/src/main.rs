@@ -48,6 +48,8 @@ pub const VERSION: Version = Version {
     dockerfile: "1.26.0",
 };
 
+/// Most threads for work that blocks; they are started when needed and end when idle.
+const MOST_THREADS: usize = 2048;
 /// How long calls that are no builds may take to end after the builds did.
 const LAST_CALLS: Duration = Duration::from_secs(10);
 
@@ -91,6 +93,8 @@ fn start(flags: &Flags) -> anyhow::Result<()> {
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // Each transfer of files has threads of its own, and hundreds of clients may come at once.
+        .max_blocking_threads(MOST_THREADS)
         .build()
         .context("start the runtime")?;
     let outcome = runtime.block_on(run(&config, launcher));

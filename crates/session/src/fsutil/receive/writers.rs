@@ -3,7 +3,16 @@
 //! All packets of one file go to one thread. A thread waits only for the disk, so the reader that
 //! feeds it never waits for the peer.
 
-use std::{collections::HashMap, fs::File, io::Write as _, os::fd::AsFd as _, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::Write as _,
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use base::Hasher;
 use bytes::Bytes;
@@ -18,6 +27,21 @@ use super::{
 };
 
 const WRITERS: usize = 4;
+/// With more transfers than this at once each has one thread: together they must not take all
+/// threads that the runtime has for blocking work, which they wait for themselves.
+const CROWD: usize = 32;
+
+/// Transfers under way.
+static ACTIVE: AtomicUsize = AtomicUsize::new(0);
+
+struct Active;
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Packets waiting for one thread.
 const QUEUE: usize = 64;
 
@@ -43,11 +67,14 @@ pub(crate) struct Writers {
     /// Which thread has the file.
     open: HashMap<u32, usize>,
     next: usize,
+    _active: Active,
 }
 
 impl Writers {
     pub(crate) fn start(shared: &Arc<Shared>, events: &mpsc::UnboundedSender<Event>) -> Self {
-        let (queues, threads) = (0..WRITERS)
+        let others = ACTIVE.fetch_add(1, Ordering::Relaxed);
+        let writers = if others < CROWD { WRITERS } else { 1 };
+        let (queues, threads) = (0..writers)
             .map(|_| {
                 let (sender, queue) = mpsc::channel(QUEUE);
                 let (shared, events) = (shared.clone(), events.clone());
@@ -59,7 +86,8 @@ impl Writers {
                 (sender, thread)
             })
             .unzip();
-        Self { shared: shared.clone(), queues, threads, open: HashMap::new(), next: 0 }
+        let (open, _active) = (HashMap::new(), Active);
+        Self { shared: shared.clone(), queues, threads, open, next: 0, _active }
     }
 
     pub(crate) async fn data(&mut self, id: u32, data: Bytes) -> Result<(), TransferError> {
