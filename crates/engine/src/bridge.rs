@@ -261,8 +261,7 @@ impl Bridge for JobBridge {
         let platform = request.platform.clone();
         let meta = metadata(&self.engine, &self.job, request).await?;
         if let Some(image) = &meta.image {
-            let (scheme, reference) =
-                meta.source.identifier.split_once("://").unwrap_or_default();
+            let (scheme, reference) = meta.source.identifier.split_once("://").unwrap_or_default();
             self.scope.add_image(ImageSource {
                 reference: reference.to_owned(),
                 platform,
@@ -324,8 +323,7 @@ pub(crate) async fn metadata(
     job: &Job,
     request: SourceMetaRequest,
 ) -> Result<SourceMeta, FrontendError> {
-    let platform =
-        request.platform.clone().unwrap_or_else(|| engine.worker().platforms[0].clone());
+    let platform = request.platform.clone().unwrap_or_else(|| engine.worker().platforms[0].clone());
     let identifier = request.source.identifier.clone();
     let name = match request.log_name.as_str() {
         "" => format!("resolve image config for {identifier}"),

@@ -13,8 +13,8 @@ use exporter::{ExportRequest, ExportResult, Exporter, Exporters};
 use frontend_api::{Code, Frontend as _, FrontendError, FrontendResult, Refs, WorkerInfo};
 use gateway::Run;
 use llb::pb;
-use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use ops::Machine;
+use proto::moby::buildkit::v1::sourcepolicy::Policy;
 use remotecache::{ExportOptions, ExportTo};
 use solver::{JobId, Solver};
 use store::Ref;
@@ -771,8 +771,8 @@ impl Statements {
     ) -> Result<(), FrontendError> {
         let all = self.provenance().await?;
         let native = bridge::default_platform(&self.engine);
-        let platforms = exporter::platforms(result, &native)
-            .map_err(|error| failure::from_export(&error))?;
+        let platforms =
+            exporter::platforms(result, &native).map_err(|error| failure::from_export(&error))?;
         for platform in platforms {
             let found = all.get(&Some(platform.id.clone())).or_else(|| all.get(&None));
             let Some(provenance) = found.cloned() else { continue };

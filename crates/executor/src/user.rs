@@ -199,14 +199,8 @@ mod tests {
         check("root:root", "0:0 [0]");
         check("4242", "4242:0 [0]");
         check("7", "7:0 [0]");
-        check(
-            "nobody",
-            "unable to find user nobody: no matching entries in passwd file",
-        );
-        check(
-            "app:nogroup",
-            "unable to find user app:nogroup: no matching entries in group file",
-        );
+        check("nobody", "unable to find user nobody: no matching entries in passwd file");
+        check("app:nogroup", "unable to find user app:nogroup: no matching entries in group file");
     }
 
     #[test]

@@ -11,8 +11,8 @@ pub mod encode;
 pub mod name;
 mod rewrite;
 
-pub use rewrite::replace_ops;
 pub use definition::{Definition, DefinitionError, Edge, ParseOptions, Vertex};
+pub use rewrite::replace_ops;
 
 /// Graph messages, generated from `proto/llb/ops.proto`.
 #[allow(missing_docs, clippy::all)]

@@ -514,9 +514,9 @@ async fn a_repeated_push_only_looks() {
     let server =
         Server::start(move |request| {
             // Whether it speaks TLS is found out once for each host.
-        if request.path != "/v2/" {
-            seen.lock().unwrap().push(request.method.clone());
-        }
+            if request.path != "/v2/" {
+                seen.lock().unwrap().push(request.method.clone());
+            }
             let answer = Answer::new(200).header("Docker-Content-Digest", &digest.to_string());
             match request.path.contains("/manifests/") {
                 // The body of an answer to HEAD is never sent; its length is.

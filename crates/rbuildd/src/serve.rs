@@ -106,8 +106,13 @@ impl Services {
             };
         }
         let (engine, runner, idle) = (&self.engine, &self.runner, &self.idle);
-        let control =
-            Control { engine: engine.clone(), idle: idle.clone(), policies: self.policies.clone(), builds: self.builds.clone(), traces: self.traces.clone() };
+        let control = Control {
+            engine: engine.clone(),
+            idle: idle.clone(),
+            policies: self.policies.clone(),
+            builds: self.builds.clone(),
+            traces: self.traces.clone(),
+        };
         let bridge = gateway::Service::new(Arc::new(ClientRuns(engine.clone())));
         let content = Content { store: engine.store().clone() };
         let client = self.client.clone();

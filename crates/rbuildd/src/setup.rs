@@ -15,7 +15,7 @@ use ops::{Machine, cache_mount::CacheMounts};
 use source::{Providers, Source, Sources};
 use store::Store;
 
-use crate::{builds::Builds, config::Config, idle::Idle, trace::Traces, serve::Services};
+use crate::{builds::Builds, config::Config, idle::Idle, serve::Services, trace::Traces};
 
 /// The collector runs this long after a build, and at most once in [`COLLECT_PAUSE`].
 const COLLECT_DELAY: Duration = Duration::from_secs(1);
@@ -159,7 +159,15 @@ pub async fn services(
     if config.gc {
         tokio::spawn(collect(Arc::downgrade(&engine)));
     }
-    Ok(Services { engine, runner, idle, policies: Arc::new(policies), client: registry, builds: Builds::new(), traces })
+    Ok(Services {
+        engine,
+        runner,
+        idle,
+        policies: Arc::new(policies),
+        client: registry,
+        builds: Builds::new(),
+        traces,
+    })
 }
 
 /// The folder itself, or the nearest one above it that exists.

@@ -21,8 +21,8 @@ mod providers;
 
 pub use address::normal_identifier;
 pub use api::{
-    ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Source,
-    SourceRequest, Sources,
+    ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest,
+    Source, SourceRequest, Sources,
 };
 pub use credentials::SessionCredentials;
 pub use error::SourceError;

@@ -179,8 +179,13 @@ async fn platform_of_an_index() {
     let memo = Arc::default();
     let mut source = world.request("docker-image://h.io/m:1", &[], &memo);
     source.platform = Platform::parse("linux/s390x").unwrap();
-    let request =
-        MetaRequest { source, resolve_mode: String::new(), no_config: false, git_objects: false, http_checksum: None };
+    let request = MetaRequest {
+        source,
+        resolve_mode: String::new(),
+        no_config: false,
+        git_objects: false,
+        http_checksum: None,
+    };
     let error = world.images.metadata(request.clone()).await.unwrap_err().to_string();
     assert_eq!(
         error,

@@ -23,7 +23,8 @@ impl Registry {
             // `someone` with the password `secret`.
             true => {
                 let line = "someone:$2y$05$1cJdNLWXe8OvfpRS4VtQ4uSAJWq6bl8aFsgSBqBLl3cqJZnYSFr4S\n";
-                fs::write(folder.join("htpasswd"), htpasswd().unwrap_or_else(|| line.into())).unwrap();
+                fs::write(folder.join("htpasswd"), htpasswd().unwrap_or_else(|| line.into()))
+                    .unwrap();
                 let file = folder.join("htpasswd");
                 format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display())
             }
@@ -62,7 +63,10 @@ impl Drop for Registry {
 /// A line for `someone` with the password `secret`, if the program that makes them is here.
 fn htpasswd() -> Option<String> {
     let output = Command::new("htpasswd").args(["-nbB", "someone", "secret"]).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned() + "\n")
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned() + "\n")
 }
 
 fn app() -> Context {
@@ -118,7 +122,10 @@ fn images_travel() {
     assert!(pulled.contains("Pull complete"), "{pulled}");
     assert!(pulled.contains("Status: Downloaded newer image for"), "{pulled}");
     let again = puller.ok(&["pull", &one]);
-    assert!(again.contains("Image is up to date for") && again.contains("Already exists"), "{again}");
+    assert!(
+        again.contains("Image is up to date for") && again.contains("Already exists"),
+        "{again}"
+    );
     assert_eq!(puller.ok(&["pull", "-q", &one]).trim(), one);
     let unknown = puller.fails(&["pull", &registry.name("team/app:nope")]);
     assert!(unknown.contains("manifest unknown"), "{unknown}");
@@ -133,7 +140,9 @@ fn images_travel() {
     let raw = puller.ok(&["imagetools", "inspect", "--raw", &one]);
     assert!(raw.contains("\"schemaVersion\""), "{raw}");
     let config = "{{json .Image.config.Env}}";
-    assert!(puller.ok(&["imagetools", "inspect", "--format", config, &one]).contains("COLOUR=blue"));
+    assert!(
+        puller.ok(&["imagetools", "inspect", "--format", config, &one]).contains("COLOUR=blue")
+    );
     let index = registry.name("third/index:1");
     let annotation = "index:org.example.note=hello";
     puller.ok(&["imagetools", "create", "-t", &index, "--annotation", annotation, &one]);
@@ -162,7 +171,11 @@ fn logins_are_checked_kept_and_used() {
     assert!(text(&refused).contains("push access denied"), "{}", text(&refused));
     let wrong = ctl(&["login", "-u", "someone", "--password-stdin", host], b"wrong\n");
     assert!(!wrong.status.success());
-    assert!(text(&wrong).contains("unauthorized: incorrect username or password"), "{}", text(&wrong));
+    assert!(
+        text(&wrong).contains("unauthorized: incorrect username or password"),
+        "{}",
+        text(&wrong)
+    );
     let login = ctl(&["login", "-u", "someone", "--password-stdin", host], b"secret\n");
     assert!(stdout(&login).contains("Login Succeeded"), "{}", text(&login));
     assert!(fs::read_to_string(config.join("config.json")).unwrap().contains(host));
@@ -209,7 +222,16 @@ fn images_are_listed_named_saved_and_removed() {
     let daemon = Daemon::start();
     let context = app();
     daemon.ok(&["build", "-t", "app:1", &context.arg()]);
-    daemon.ok(&["build", "-t", "other:1", "--build-arg", "X=1", "--label", "kind=other", &context.arg()]);
+    daemon.ok(&[
+        "build",
+        "-t",
+        "other:1",
+        "--build-arg",
+        "X=1",
+        "--label",
+        "kind=other",
+        &context.arg(),
+    ]);
     let names = |args: &[&str]| {
         let mut all = vec!["images", "--format", "{{.Repository}}:{{.Tag}}"];
         all.extend(args);
@@ -251,11 +273,15 @@ fn images_are_listed_named_saved_and_removed() {
     assert_eq!(loaded, "Loaded image: app:1\nLoaded image: other:1\n");
     assert_eq!(second.ok(&["run", "--rm", "app:1"]), "content\n");
     let same = "{{.Id}}";
-    assert_eq!(second.ok(&["inspect", "-f", same, "app:1"]), daemon.ok(&["inspect", "-f", same, "app:1"]));
+    assert_eq!(
+        second.ok(&["inspect", "-f", same, "app:1"]),
+        daemon.ok(&["inspect", "-f", same, "app:1"])
+    );
     if has("skopeo") {
         for kind in ["docker-archive", "oci-archive"] {
             let image = format!("{kind}:{}:app:1", tar.display());
-            let image = if kind == "oci-archive" { format!("{kind}:{}:1", tar.display()) } else { image };
+            let image =
+                if kind == "oci-archive" { format!("{kind}:{}:1", tar.display()) } else { image };
             let read = Command::new("skopeo").args(["inspect", &image]).output().unwrap();
             // Two images have the tag 1; docker's form names them in full.
             assert!(read.status.success() || kind == "oci-archive", "{}", text(&read));
@@ -281,7 +307,10 @@ fn images_are_listed_named_saved_and_removed() {
     assert!(used.contains("conflict: unable to remove repository reference \"other:1\""), "{used}");
     daemon.ok(&["rm", "-f", "user"]);
     let removed = daemon.ok(&["rmi", "other:1"]);
-    assert!(removed.contains("Untagged: other:1") && removed.contains("Deleted: sha256:"), "{removed}");
+    assert!(
+        removed.contains("Untagged: other:1") && removed.contains("Deleted: sha256:"),
+        "{removed}"
+    );
     let gone = daemon.fails(&["rmi", "other:1"]);
     assert!(gone.contains("No such image: other:1"), "{gone}");
     let by_id = daemon.ok(&["rmi", short]);
@@ -307,18 +336,33 @@ fn containers_live_as_docker_users_expect() {
     let file = context.path().join("env");
     fs::write(&file, "# said\nA=1\nB=two words\n").unwrap();
     let shown = daemon.ok(&[
-        "run", "--rm", "--env-file", &file.display().to_string(), "-e", "C=3", "-w", "/app", "-h", "box",
-        "app:1", "sh", "-c", "echo $A $B $C $COLOUR $(pwd) $(hostname)",
+        "run",
+        "--rm",
+        "--env-file",
+        &file.display().to_string(),
+        "-e",
+        "C=3",
+        "-w",
+        "/app",
+        "-h",
+        "box",
+        "app:1",
+        "sh",
+        "-c",
+        "echo $A $B $C $COLOUR $(pwd) $(hostname)",
     ]);
     assert_eq!(shown, "1 two words 3 blue /app box\n");
-    let piped = with_stdin(&mut daemon.command(&["run", "--rm", "-i", "app:1", "wc", "-c"]), b"12345");
+    let piped =
+        with_stdin(&mut daemon.command(&["run", "--rm", "-i", "app:1", "wc", "-c"]), b"12345");
     assert_eq!(stdout(&piped).trim(), "5", "{}", text(&piped));
     let fails = daemon.fails(&["run", "--rm", "--read-only", "app:1", "touch", "/x"]);
     assert!(fails.contains("Read-only"), "{fails}");
     daemon.ok(&["run", "--rm", "--read-only", "--tmpfs", "/t", "app:1", "touch", "/t/x"]);
-    let fails = daemon.fails(&["run", "--rm", "--cap-drop", "CHOWN", "app:1", "chown", "1", "/app/file"]);
+    let fails =
+        daemon.fails(&["run", "--rm", "--cap-drop", "CHOWN", "app:1", "chown", "1", "/app/file"]);
     assert!(fails.contains("not permitted"), "{fails}");
-    let hosts = daemon.ok(&["run", "--rm", "--add-host", "db:10.1.2.3", "app:1", "cat", "/etc/hosts"]);
+    let hosts =
+        daemon.ok(&["run", "--rm", "--add-host", "db:10.1.2.3", "app:1", "cat", "/etc/hosts"]);
     assert!(hosts.contains("10.1.2.3") && hosts.contains("db"), "{hosts}");
 
     // A volume takes what the image has there, and outlives containers.
@@ -327,10 +371,23 @@ fn containers_live_as_docker_users_expect() {
     assert_eq!(kept, "content\nmore\n");
     assert!(daemon.ok(&["volume", "ls"]).contains("data"));
 
-    daemon.ok(&["run", "-d", "--name", "web", "-l", "role=web", "app:1", "sh", "-c",
-        "echo one; echo two >&2; echo three; exec sleep 1000"]);
+    daemon.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-l",
+        "role=web",
+        "app:1",
+        "sh",
+        "-c",
+        "echo one; echo two >&2; echo three; exec sleep 1000",
+    ]);
     let conflict = daemon.fails(&["run", "-d", "--name", "web", "app:1"]);
-    assert!(conflict.contains("Conflict. The container name \"/web\" is already in use"), "{conflict}");
+    assert!(
+        conflict.contains("Conflict. The container name \"/web\" is already in use"),
+        "{conflict}"
+    );
     assert!(daemon.fails(&["volume", "rm", "none"]).contains("no such volume"));
     eventually(Duration::from_secs(5), "it has written", || {
         daemon.ok(&["logs", "web"]).contains("three")
@@ -338,10 +395,19 @@ fn containers_live_as_docker_users_expect() {
     assert_eq!(daemon.ok(&["logs", "--tail", "1", "web"]), "three\n");
     assert!(daemon.ok(&["logs", "-t", "web"]).contains("Z one\n"));
     assert_eq!(daemon.ok(&["logs", "--since", "2100-01-01", "web"]), "");
-    assert_eq!(daemon.ok(&["ps", "-f", "label=role=web", "--format", "{{.Names}} {{.State}}"]), "web running\n");
-    assert_eq!(daemon.ok(&["inspect", "-f", "{{.State.Running}} {{.Config.Labels.role}}", "web"]), "true web\n");
+    assert_eq!(
+        daemon.ok(&["ps", "-f", "label=role=web", "--format", "{{.Names}} {{.State}}"]),
+        "web running\n"
+    );
+    assert_eq!(
+        daemon.ok(&["inspect", "-f", "{{.State.Running}} {{.Config.Labels.role}}", "web"]),
+        "true web\n"
+    );
 
-    assert_eq!(daemon.ok(&["exec", "-e", "X=5", "-w", "/app", "web", "sh", "-c", "echo $X $(pwd)"]), "5 /app\n");
+    assert_eq!(
+        daemon.ok(&["exec", "-e", "X=5", "-w", "/app", "web", "sh", "-c", "echo $X $(pwd)"]),
+        "5 /app\n"
+    );
     assert_eq!(code(&["exec", "web", "sh", "-c", "exit 9"]), Some(9));
     assert_eq!(code(&["exec", "web", "nonsense"]), Some(127));
     daemon.ok(&["exec", "-d", "web", "sh", "-c", "echo done > /mark"]);

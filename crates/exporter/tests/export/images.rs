@@ -140,7 +140,7 @@ async fn platforms_and_statements_make_an_index() {
         subjects: Vec::new(),
         path: "provenance.json".into(),
         inline_only: true,
-            core: None,
+        core: None,
     };
     result.attestations.insert("linux/amd64".into(), vec![statement]);
     let attrs = [

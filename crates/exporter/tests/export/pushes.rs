@@ -40,7 +40,7 @@ async fn index_with_everything_below_it() {
         subjects: Vec::new(),
         path: "s".into(),
         inline_only: false,
-            core: None,
+        core: None,
     };
     result.attestations.insert("linux/arm64".into(), vec![statement]);
     let attrs = [("name", "h.io/multi:1"), ("push", "")];
