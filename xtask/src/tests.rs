@@ -18,6 +18,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
     ("git", "git"),
     ("openssl", "openssl"),
+    ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
+    ("qemu-aarch64-static", "qemu-user-static"),
 ];
 
 /// How long CI runs each fuzz target.
