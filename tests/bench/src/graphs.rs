@@ -62,7 +62,8 @@ pub async fn wide(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     let mut number = 0;
     while number < scale.vertices {
         let mut copies = Vec::new();
-        for _ in number..(number + JOIN).min(scale.vertices) {
+        let end = (number + JOIN).min(scale.vertices);
+        while number < end {
             let made = file(&format!("{nonce} {number}"), format!("/f{number}"));
             let made = graph.file(None, made, Meta::default());
             copies.push(FileAction::Copy(Copy {

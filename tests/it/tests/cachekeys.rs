@@ -405,7 +405,7 @@ fn recorded_keys(buckets: &Value) -> Keys {
 
 /// The key store in the state folder of a daemon that has ended.
 fn stored_keys(state: &Path) -> Keys {
-    let store = store::Store::open(store::Config::new(&state_of(state))).expect("open the state");
+    let store = store::Store::open(store::Config::new(state_of(state))).expect("open the state");
     let mut keys = Keys::default();
     let name = |id: solver::KeyId| match id {
         solver::KeyId::Root(digest) => digest.to_string(),

@@ -187,7 +187,7 @@ fn answer(mut stream: TcpStream, root: &Path, token: Option<&str>) -> std::io::R
         );
     }
     let mut body = Vec::new();
-    if headers.get("expect").is_some() {
+    if headers.contains_key("expect") {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     if let Some(length) = headers.get("content-length").and_then(|text| text.parse().ok()) {

@@ -72,7 +72,7 @@ const FUNCTIONS: &[&str] = &[
 /// What ended a list of nodes.
 enum End {
     Text,
-    End,
+    Close,
     Else(Option<Vec<Token>>),
 }
 
@@ -81,7 +81,7 @@ pub fn template(text: &str) -> anyhow::Result<Vec<Node>> {
     let mut parser = Parser { rest: text, trim: false };
     match parser.nodes()? {
         (nodes, End::Text) => Ok(nodes),
-        (_, End::End) => bail!("--format: unexpected {{{{end}}}}"),
+        (_, End::Close) => bail!("--format: unexpected {{{{end}}}}"),
         (_, End::Else(_)) => bail!("--format: unexpected {{{{else}}}}"),
     }
 }
@@ -125,7 +125,7 @@ impl Parser<'_> {
             };
             let rest = tokens[1..].to_vec();
             match word.as_str() {
-                "end" => return Ok((nodes, End::End)),
+                "end" => return Ok((nodes, End::Close)),
                 "else" => {
                     let chained = match rest.first() {
                         None => None,
@@ -152,10 +152,10 @@ impl Parser<'_> {
     fn body(&mut self, of: &str) -> anyhow::Result<(Vec<Node>, Vec<Node>)> {
         let unclosed = || anyhow::anyhow!("--format: {{{{{of}}}}} without {{{{end}}}}");
         match self.nodes()? {
-            (body, End::End) => Ok((body, Vec::new())),
+            (body, End::Close) => Ok((body, Vec::new())),
             (_, End::Text) => Err(unclosed()),
             (body, End::Else(None)) => match self.nodes()? {
-                (or, End::End) => Ok((body, or)),
+                (or, End::Close) => Ok((body, or)),
                 (_, End::Text) => Err(unclosed()),
                 (_, End::Else(_)) => bail!("--format: unexpected {{{{else}}}}"),
             },
