@@ -59,7 +59,13 @@ fn entry(bytes: &mut Vec<u8>, kind: u8, name: &str, link: &str, data: &[u8]) {
 }
 
 fn small() -> Limits {
-    Limits { entries: 20, name_length: 200, total_size: 10_000, header_size: 4096 }
+    Limits {
+        entries: 20,
+        name_length: 200,
+        total_size: 10_000,
+        header_size: 4096,
+        ..Limits::default()
+    }
 }
 
 fn check_bytes(bytes: &[u8], expect: Expect) {
