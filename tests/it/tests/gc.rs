@@ -195,7 +195,9 @@ fn the_ceiling_holds_whatever_builds_write() {
             _ => assert!(success || output.contains("ceiling"), "{output}"),
         }
     }
-    assert!(most <= CEILING + CEILING / 100, "{most} bytes were used");
+    // Beside all the other tests a step may write on for longer before it is stopped.
+    let slack = if long() { CEILING / 100 } else { CEILING / 2 };
+    assert!(most <= CEILING + slack, "{most} bytes were used");
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
     let fits = Context::new("RUN dd if=/dev/zero of=/f bs=1M count=200\n");
     daemon.ok(&["build", &fits.arg()]);

@@ -158,7 +158,7 @@ mod tests {
     #[tokio::test]
     async fn logins_come_and_go_and_the_rest_stays() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(path(folder.path()), r#"{"proxies": {"x": 1}, "auths": {"h": {}}}"#)
+        std::fs::write(path(folder.path()), r#"{"proxies": {"default": {}}, "auths": {"h": {}}}"#)
             .unwrap();
         let saved = save_login(folder.path(), "reg.example:5000", "u", "p").await.unwrap();
         assert_eq!(saved, Saved::File(path(folder.path())));

@@ -385,7 +385,9 @@ impl ContainerArgs {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::NotFound && self.pull == Pull::Missing => {
                 let name = oci::Reference::parse(&self.image)?.with_default_tag().familiar();
-                eprintln!("Unable to find image '{name}' locally");
+                if !self.quiet {
+                    eprintln!("Unable to find image '{name}' locally");
+                }
                 transfer::pull(client, &self.image, &request.platform, false, show).await
             }
             Err(status) => Err(refused("failed to find the image")(status)),

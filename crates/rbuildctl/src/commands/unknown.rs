@@ -5,8 +5,8 @@ use anyhow::{anyhow, bail};
 /// Docker's commands that mean nothing here, and why.
 const HINTS: &[(&str, &str)] = &[
     ("bake", "use docker buildx bake with this daemon as a remote builder"),
-    ("buildx", "leave the word away: build, du, prune and imagetools are commands of their own"),
     ("builder", "leave the word away: build and prune are commands of their own"),
+    ("buildx", "leave the word away: build, du, prune and imagetools are commands of their own"),
     ("checkpoint", "containers are not checkpointed"),
     ("commit", "write a Dockerfile and build it; cp takes files out of a container"),
     ("compose", "docker compose needs docker's daemon; run containers one by one"),
