@@ -16,6 +16,7 @@ mod images;
 mod listen;
 mod logs;
 mod pipe;
+mod reflection;
 mod registries;
 mod serve;
 mod setup;

@@ -32,6 +32,7 @@ use crate::{
     idle::Idle,
     images::Images,
     listen::{Connection, Listener, tls_config},
+    reflection::Reflection,
     registries::Registries,
     storage::Storage,
     trace::Traces,
@@ -97,7 +98,7 @@ impl TraceService for Spans {
 }
 
 impl Services {
-    fn routes(&self) -> anyhow::Result<Routes> {
+    fn routes(&self) -> Routes {
         macro_rules! sized {
             ($server:expr) => {
                 $server
@@ -125,9 +126,7 @@ impl Services {
         let volumes = Volumes { runner: runner.clone() };
         let storage = Storage { engine: engine.clone(), idle: idle.clone() };
         let (_, health) = tonic_health::server::health_reporter();
-        let v1 = reflection().build_v1()?;
-        let v1alpha = reflection().build_v1alpha()?;
-        Ok(Routes::new(sized!(ControlServer::new(control)))
+        Routes::new(sized!(ControlServer::new(control)))
             .add_service(sized!(LlbBridgeServer::new(bridge)))
             .add_service(sized!(ContentServer::new(content)))
             .add_service(sized!(TraceServiceServer::new(Spans(self.traces.clone()))))
@@ -137,13 +136,13 @@ impl Services {
             .add_service(VolumesServer::new(volumes))
             .add_service(StorageServer::new(storage))
             .add_service(health)
-            .add_service(v1)
-            .add_service(v1alpha))
+            .add_service(Reflection::<false>)
+            .add_service(Reflection::<true>)
     }
 
     /// Serves `listeners` until `idle` says that the daemon stops, then waits for running calls.
     pub async fn serve(&self, listeners: Vec<Listener>, config: &Config) -> anyhow::Result<()> {
-        let routes = self.routes()?;
+        let routes = self.routes();
         let mut servers = tokio::task::JoinSet::new();
         for listener in listeners {
             let mut server = Server::builder()
@@ -180,13 +179,4 @@ impl Services {
         }
         Ok(())
     }
-}
-
-/// All services, described for clients that ask.
-///
-/// A function, not a closure: rustc 1.95 lets two calls of a closure share one constant argument
-/// that the callee changes (rust-lang/rust#155241), and release builds crashed at start.
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
 }
