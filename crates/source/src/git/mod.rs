@@ -447,11 +447,9 @@ impl GitTree {
         let index_key = format!("git-remote::{}", Digest::of(&self.wanted.remote));
         for id in store.find(&index_key) {
             match store.take_mutable(&id) {
-                Ok(old) if fresh => old.discard(),
-                Ok(repository) => {
-                    let is_new = repository.metadata(READY).is_none();
-                    return Ok((repository, is_new));
-                }
+                // What was cut off in its making holds git's locks.
+                Ok(old) if fresh || old.metadata(READY).is_none() => old.discard(),
+                Ok(repository) => return Ok((repository, false)),
                 Err(StoreError::InUse(_) | StoreError::NoRecord(_)) => {}
                 Err(error) => return Err(error),
             }

@@ -95,7 +95,7 @@ fn choose(reference: &str, listed: &str) -> Result<Resolved, SourceError> {
     Ok(Resolved { reference: name, checksum, commit })
 }
 
-/// Makes the bare repository; what a broken attempt left is taken up.
+/// Makes the bare repository.
 pub(crate) fn init(git: &Git, wanted: &Wanted, sha256: bool) -> Result<(), SourceError> {
     let mut arguments = vec!["-c", "init.defaultBranch=master", "init", "--bare"];
     if sha256 {
@@ -203,7 +203,9 @@ fn fetch_missing(
             .into());
         }
     }
-    git.run(&["update-ref", &name, commit, "--no-deref"])?;
+    git.run(&["update-ref", &name, commit, "--no-deref"]).map_err(|failure| {
+        if is_stale(&failure.text) { FetchError::Restart(failure.text) } else { failure.into() }
+    })?;
     Ok(())
 }
 
