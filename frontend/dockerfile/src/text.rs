@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
+use base::goquote;
 use regex::Regex;
 
 const ESCAPE_BASE: u32 = 0x10_FF80;
@@ -112,11 +113,6 @@ pub fn is_digit(char: char) -> bool {
     if char.is_ascii() { char.is_ascii_digit() } else { matches(&DIGIT, char) }
 }
 
-fn is_printable(char: char) -> bool {
-    static PRINTABLE: LazyLock<Regex> = LazyLock::new(|| regex(r"^[\p{L}\p{M}\p{N}\p{P}\p{S}]$"));
-    if char.is_ascii() { matches!(char, ' '..='~') } else { matches(&PRINTABLE, char) }
-}
-
 fn matches(regex: &Regex, char: char) -> bool {
     regex.is_match(char.encode_utf8(&mut [0; 4]))
 }
@@ -130,30 +126,11 @@ pub fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for char in text.chars() {
-        match char {
-            '"' | '\\' => {
-                out.push('\\');
-                out.push(char);
-            }
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            _ if is_printable(char) => out.push(char),
-            _ => {
-                let code = u32::from(char);
-                let written = match (escaped(char), code) {
-                    (Some(byte), _) => write!(out, "\\x{byte:02x}"),
-                    (None, 0..0x80) => write!(out, "\\x{code:02x}"),
-                    (None, 0x80..0x1_0000) => write!(out, "\\u{code:04x}"),
-                    (None, _) => write!(out, "\\U{code:08x}"),
-                };
-                written.expect("writing to a string succeeds");
-            }
-        }
+        let written = match escaped(char) {
+            Some(byte) => write!(out, "\\x{byte:02x}"),
+            None => goquote::write_char(&mut out, char),
+        };
+        written.expect("writing to a string succeeds");
     }
     out.push('"');
     out
