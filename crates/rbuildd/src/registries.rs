@@ -8,7 +8,7 @@ use bytes::Bytes;
 use engine::Engine;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use oci::{
-    BlobStream, Descriptor, Index, Manifest, Provider, Reference, Registry, content, media,
+    Descriptor, Index, Manifest, Provider, Reference, Registry, content, media,
     registry::{Client, Pushed, RepositoryProvider},
     types::{MAX_CONFIG, MAX_MANIFEST},
 };
@@ -72,38 +72,6 @@ impl From {
             Some((registry, repository)) => registry.manifest(repository, descriptor).await,
             None => content::read_all(&*self.blobs, descriptor, MAX_MANIFEST).await,
         }
-    }
-}
-
-/// Blobs of a folder at the client.
-struct ClientLayout {
-    group: session::Group,
-    store: String,
-}
-
-impl ClientLayout {
-    async fn read(&self, digest: Digest, offset: u64) -> Result<BlobStream, session::SessionError> {
-        let open = |session: session::Session| async move {
-            let stream = session.content(&self.store).read(&digest, offset, None).await?;
-            Ok::<BlobStream, session::SessionError>(
-                stream.map(|piece| piece.map_err(std::io::Error::other)).boxed(),
-            )
-        };
-        self.group.any(open).await
-    }
-}
-
-#[async_trait]
-impl Provider for ClientLayout {
-    async fn open(&self, blob: &Descriptor, offset: u64) -> oci::Result<BlobStream> {
-        self.read(blob.digest, offset).await.map_err(|error| oci::Error::Io {
-            what: format!("read blob {} of {}", blob.digest, self.store),
-            source: std::io::Error::other(error),
-        })
-    }
-
-    fn describe(&self) -> String {
-        format!("the client's layout {}", self.store)
     }
 }
 
@@ -193,7 +161,8 @@ impl RegistriesService for Registries {
             Some(name) => {
                 let group = self.group(&request.session);
                 let store = format!("oci:{name}");
-                From { blobs: Box::new(ClientLayout { group, store }), registry: None }
+                let blobs = source::LayoutProvider { group, session: String::new(), store };
+                From { blobs: Box::new(blobs), registry: None }
             }
             None => {
                 let source = parse(&request.source)?.without_tag_and_digest();

@@ -25,8 +25,9 @@ use oci::{
 use session::Group;
 use store::{Blob, ImageLayers, RecordKind, Ref, Store};
 
+pub use self::providers::LayoutProvider;
 use self::{
-    providers::{ImageProvider, LayoutProvider, StoreProvider},
+    providers::{ImageProvider, StoreProvider},
     read::{Reader, Resolved},
 };
 use crate::{

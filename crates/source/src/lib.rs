@@ -28,7 +28,7 @@ pub use credentials::SessionCredentials;
 pub use error::SourceError;
 pub use git::GitSource;
 pub use http::HttpSource;
-pub use image::{Images, Layouts, Registries};
+pub use image::{Images, LayoutProvider, Layouts, Registries};
 pub use local::LocalSource;
 pub use progress::{Progress, Status, layer_progress};
 pub use providers::Providers;

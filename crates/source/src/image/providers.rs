@@ -61,11 +61,13 @@ impl Provider for StoreProvider {
 }
 
 /// Blobs of a layout at the client.
-pub(super) struct LayoutProvider {
-    pub(super) group: Group,
-    /// The session that has it; empty: any of the build's.
-    pub(super) session: String,
-    pub(super) store: String,
+pub struct LayoutProvider {
+    /// Sessions to ask.
+    pub group: Group,
+    /// The session that has it; empty: any of the group's.
+    pub session: String,
+    /// The layout's name there.
+    pub store: String,
 }
 
 impl LayoutProvider {
