@@ -11,14 +11,17 @@ use async_trait::async_trait;
 use base::{gojson, gotar};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use oci::{Descriptor, Index, Provider as _, Reference, types};
-use serde::Serialize;
+use oci::{
+    Descriptor, Index, Provider as _, Reference,
+    layout::{self, SavedImage},
+    types,
+};
 use session::OutputEnd;
 use store::Store;
 
 use crate::{
     ExportError, ExportRequest, Exported, Exporter, ImageOptions, Step,
-    assemble::{Assembled, Assembly, response},
+    assemble::{Assembled, Assembly, Member, response},
     attrs::Attrs,
     blobs::Blobs,
     options::annotations_and_metadata,
@@ -27,7 +30,6 @@ use crate::{
 
 /// Name of the client's content store for `tar=false`.
 const CONTENT_STORE: &str = "export";
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const UPLOADS: usize = 4;
 
 /// See the module.
@@ -242,7 +244,7 @@ impl Plan {
         if docker && !assembled.is_index {
             files.push(("manifest.json", 0o644, docker_manifest(assembled, names)));
         }
-        files.push(("oci-layout", 0o444, LAYOUT.to_vec()));
+        files.push(("oci-layout", 0o444, layout::MARKER.to_vec()));
         Self { blobs, files }
     }
 
@@ -300,23 +302,11 @@ fn named(root: &Descriptor, name: &Reference) -> Descriptor {
 }
 
 fn docker_manifest(assembled: &Assembled, names: &[Reference]) -> Vec<u8> {
-    #[derive(Serialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        config: String,
-        repo_tags: Option<Vec<String>>,
-        layers: Vec<String>,
-    }
-    let path = |descriptor: &Descriptor| format!("blobs/sha256/{}", descriptor.digest.hex());
-    let entries: Vec<_> = assembled
-        .members
-        .iter()
-        .map(|member| Entry {
-            config: path(&member.config),
-            repo_tags: (!names.is_empty()).then(|| names.iter().map(Reference::familiar).collect()),
-            layers: member.layers.iter().map(|layer| path(&layer.descriptor)).collect(),
-        })
-        .collect();
+    let entry = |member: &Member| {
+        let names = names.iter().map(Reference::familiar).collect();
+        SavedImage::new(&member.config, member.layers.iter().map(|layer| &layer.descriptor), names)
+    };
+    let entries: Vec<_> = assembled.members.iter().map(entry).collect();
     gojson::to_vec(&entries)
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use base::{Digest, Hasher};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncSeekExt as _;
 
 use crate::{
@@ -27,6 +27,38 @@ use crate::{
 const MAX_ENTRIES: usize = 100_000;
 /// Links from one old-style layer to another that are followed.
 const MAX_LINKS: usize = 128;
+
+/// What the file `oci-layout` says.
+pub const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// An image in docker's `manifest.json`, which lists those of a tar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SavedImage {
+    /// Path of the image config in the tar.
+    pub config: String,
+    /// Short names with tags.
+    pub repo_tags: Option<Vec<String>>,
+    /// Paths of the layers in the tar, bottom first.
+    #[serde(default, deserialize_with = "types::nullable")]
+    pub layers: Vec<String>,
+}
+
+impl SavedImage {
+    /// Lists an image whose blobs stand under their digests.
+    pub fn new<'a>(
+        config: &Descriptor,
+        layers: impl IntoIterator<Item = &'a Descriptor>,
+        names: Vec<String>,
+    ) -> Self {
+        let path = |blob: &Descriptor| format!("blobs/sha256/{}", blob.digest.hex());
+        Self {
+            config: path(config),
+            repo_tags: (!names.is_empty()).then_some(names),
+            layers: layers.into_iter().map(path).collect(),
+        }
+    }
+}
 
 /// An image found in a layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,7 +214,7 @@ impl Layout {
             base::fs::write_atomic(&into.join(name), data, false).map_err(io_error)
         };
         write("index.json", &base::gojson::to_vec(&index))?;
-        write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        write("oci-layout", MARKER)?;
         Ok(Self { folder: into.to_owned(), index })
     }
 }
@@ -267,17 +299,8 @@ fn read_small(folder: &Path, name: &str, digest: Digest, size: u64) -> Result<Ve
 
 /// An index over the images of `docker save`'s `manifest.json`, whose manifests are made here.
 fn saved(folder: &Path, files: &BTreeMap<String, Entry>, body: &[u8]) -> Result<Index> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Saved {
-        config: String,
-        #[serde(default, deserialize_with = "types::nullable")]
-        repo_tags: Vec<String>,
-        #[serde(default, deserialize_with = "types::nullable")]
-        layers: Vec<String>,
-    }
     const WHAT: &str = "manifest.json";
-    let list: Vec<Saved> =
+    let list: Vec<SavedImage> =
         serde_json::from_slice(body).map_err(|error| Error::invalid(WHAT, error))?;
     let find = |name: &str| {
         lookup(files, name)
@@ -301,10 +324,11 @@ fn saved(folder: &Path, files: &BTreeMap<String, Entry>, body: &[u8]) -> Result<
         let descriptor = Descriptor::of(media::OCI_MANIFEST, &body);
         base::fs::write_atomic(&blob_path(folder, &descriptor.digest), &body, false)
             .map_err(|error| Error::io("write manifest", error))?;
-        if image.repo_tags.is_empty() {
+        let names = image.repo_tags.unwrap_or_default();
+        if names.is_empty() {
             entries.push(descriptor.clone());
         }
-        for name in image.repo_tags {
+        for name in names {
             let name = Reference::parse(&name)?.with_default_tag();
             let tag = name.tag().unwrap_or("latest").to_owned();
             entries.push(

@@ -15,11 +15,10 @@ use engine::run::LocalImage;
 use oci::{
     Descriptor, Index, Manifest, Reference,
     compress::Limits,
-    layout::{Found, Layout},
+    layout::{self, Found, Layout, SavedImage},
     media, types,
 };
 use proto::rbuild::v1 as wire;
-use serde::Serialize;
 use store::{Blob, BlobInfo, Store};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -28,25 +27,15 @@ use tonic::{Status, Streaming};
 use super::{DANGLING, Images, failed, parse_name, platform, view::Member};
 use crate::pipe::{self, Answers, Owning};
 
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Indexes inside indexes that are followed.
 const MAX_DEPTH: usize = 4;
-
-/// An entry of docker's `manifest.json`.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entry {
-    config: String,
-    repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
-}
 
 /// What goes into a tar.
 #[derive(Default)]
 struct Plan {
     blobs: BTreeSet<(Digest, u64)>,
     entries: Vec<Descriptor>,
-    docker: Vec<Entry>,
+    docker: Vec<SavedImage>,
     holds: Vec<Blob>,
 }
 
@@ -91,7 +80,7 @@ impl Plan {
         for (name, mode, data) in [
             ("index.json", 0o644, index.as_slice()),
             ("manifest.json", 0o644, &docker),
-            ("oci-layout", 0o444, LAYOUT),
+            ("oci-layout", 0o444, layout::MARKER),
         ] {
             gotar::Header::file(name, mode, data.len() as u64).write(out)?;
             out.write_all(data)?;
@@ -316,18 +305,15 @@ impl Images {
 impl Plan {
     fn docker_entry(&mut self, member: &Member, tags: Vec<String>) {
         let Some(manifest) = &member.manifest else { return };
-        let path = |descriptor: &Descriptor| format!("blobs/sha256/{}", descriptor.digest.hex());
-        let config = path(&manifest.config);
+        let image = SavedImage::new(&manifest.config, &manifest.layers, tags);
         // One entry an image, with all of its names.
-        if let Some(known) = self.docker.iter_mut().find(|entry| entry.config == config) {
-            known.repo_tags.get_or_insert_default().extend(tags);
-            return;
+        match self.docker.iter_mut().find(|entry| entry.config == image.config) {
+            Some(known) => {
+                let names = image.repo_tags.unwrap_or_default();
+                known.repo_tags.get_or_insert_default().extend(names);
+            }
+            None => self.docker.push(image),
         }
-        self.docker.push(Entry {
-            config,
-            repo_tags: (!tags.is_empty()).then_some(tags),
-            layers: manifest.layers.iter().map(path).collect(),
-        });
     }
 }
 
