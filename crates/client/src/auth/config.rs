@@ -4,12 +4,12 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use serde::Deserialize;
-use tokio::{io::AsyncWriteExt as _, process::Command};
+
+use super::helper;
 
 /// Docker Hub under the name registries are contacted by, and the name credentials are kept under.
 const HUB_HOST: &str = "registry-1.docker.io";
@@ -185,31 +185,16 @@ struct HelperAnswer {
 
 /// Asks `docker-credential-<helper>`; `None` when it has nothing for the registry.
 async fn ask_helper(helper: &str, key: &str) -> io::Result<Option<AuthEntry>> {
-    let program = format!("docker-credential-{helper}");
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("running {program}: {error}"));
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(named)?;
-    let mut input = child.stdin.take().expect("standard input is piped");
-    input.write_all(key.as_bytes()).await.map_err(named)?;
-    drop(input);
-    let output = child.wait_with_output().await.map_err(named)?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stdout);
+    let output = match helper::call(helper, "get", key).await? {
+        Ok(output) => output,
         // The helpers' agreed text for "not mine".
-        if text.contains("credentials not found") {
-            return Ok(None);
-        }
-        return Err(io::Error::other(format!("{program}: {}", text.trim())));
-    }
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)
-        .map_err(|error| io::Error::other(format!("{program} answered something else: {error}")))?;
+        Err(text) if text.contains("credentials not found") => return Ok(None),
+        Err(text) => return Err(io::Error::other(format!("{}: {text}", helper::program(helper)))),
+    };
+    let answer: HelperAnswer = serde_json::from_slice(&output).map_err(|error| {
+        let program = helper::program(helper);
+        io::Error::other(format!("{program} answered something else: {error}"))
+    })?;
     let mut entry = AuthEntry::default();
     if answer.username == "<token>" {
         entry.identity_token = answer.secret;

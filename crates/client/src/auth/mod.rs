@@ -4,6 +4,7 @@
 //! authentication; otherwise the token is fetched here and only the token travels.
 
 mod config;
+mod helper;
 mod provider;
 mod save;
 mod token;

@@ -5,14 +5,15 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Map, Value, json};
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::config::{DockerConfig, HUB_KEY};
+use super::{
+    config::{DockerConfig, HUB_KEY},
+    helper,
+};
 
 /// Where a login was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,26 +130,9 @@ pub async fn erase_login(folder: &Path, registry: &str) -> io::Result<bool> {
 }
 
 async fn run_helper(helper: &str, action: &str, input: &str) -> io::Result<()> {
-    let program = format!("docker-credential-{helper}");
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("running {program}: {error}"));
-    let mut child = Command::new(&program)
-        .arg(action)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(named)?;
-    let mut stdin = child.stdin.take().expect("standard input is piped");
-    stdin.write_all(input.as_bytes()).await.map_err(named)?;
-    drop(stdin);
-    let output = child.wait_with_output().await.map_err(named)?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stdout);
-        return Err(io::Error::other(format!("{program} {action}: {}", text.trim())));
-    }
-    Ok(())
+    let done = helper::call(helper, action, input).await?;
+    let refused = |text| io::Error::other(format!("{} {action}: {text}", helper::program(helper)));
+    done.map(drop).map_err(refused)
 }
 
 #[cfg(test)]
