@@ -11,12 +11,16 @@ use prost_types::{
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
     println!("cargo:rerun-if-changed={root}/llb");
+    println!("cargo:rerun-if-changed={root}/control/policy.proto");
     let files = protox::compile(["llb/ops.proto"], [root])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("schema.rs"), schema(&files))?;
     let mut config = prost_build::Config::new();
     config.btree_map(["."]).bytes(["."]);
     config.compile_fds(files)?;
+    // Policies speak of sources, so whoever makes graphs can have them without a transport.
+    let policies = protox::compile(["control/policy.proto"], [root])?;
+    prost_build::Config::new().btree_map(["."]).compile_fds(policies)?;
     Ok(())
 }
 

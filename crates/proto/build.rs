@@ -25,6 +25,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptors.bin"), prost_build_encode(&files))?;
     let mut config = prost_build::Config::new();
     config.btree_map(["."]).bytes(["."]).include_file("all.rs").extern_path(".pb", "::llb::pb");
+    // One by one: the package of the client's verifier, which is ours, lies below that of policies.
+    let policies = files.file.iter().filter(|file| file.name() == "control/policy.proto");
+    for file in policies {
+        let messages = file.message_type.iter().map(|message| message.name());
+        for name in messages.chain(file.enum_type.iter().map(|list| list.name())) {
+            let path = format!(".{}.{name}", file.package());
+            config.extern_path(path, format!("::llb::policy::{name}"));
+        }
+    }
     tonic_prost_build::configure().compile_fds_with_config(files, config)?;
     Ok(())
 }

@@ -21,9 +21,9 @@ pub use address::Address;
 pub use build::{BuildOutcome, Cancel};
 pub use connect::{Bridge, BuildId, Client, ConnectOptions, MESSAGE_LIMIT, TlsFiles};
 pub use error::{ClientError, Detail, RpcError, SourceLines};
+pub use llb::policy::Policy as SourcePolicy;
 pub use logins::Logins;
 pub use policy::parse_source_policy;
-pub use proto::moby::buildkit::v1::sourcepolicy::Policy as SourcePolicy;
 pub use request::{
     BuildRequest, CacheEntry, Drive, Export, Secret, SecretSource, SshForward, Target, Upload,
 };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::moby::buildkit::v1::sourcepolicy::{
+use llb::policy::{
     AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector, Update,
 };
 use serde::{Deserialize, Deserializer, de};

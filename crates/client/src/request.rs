@@ -2,8 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use llb::pb::Definition;
-use proto::moby::buildkit::v1::sourcepolicy::Policy;
+use llb::{pb::Definition, policy::Policy};
 
 /// One build.
 #[derive(Debug, Clone)]

@@ -15,9 +15,9 @@ use frontend_api::{
     HttpMeta, ImageMeta, RefHandle, Refs, SolveRequest, SolveWhat, SourceMeta, SourceMetaRequest,
     Warning, WorkerInfo,
 };
-use llb::pb;
+use llb::{pb, policy::Policy};
 use ops::{OpError, Worker};
-use proto::{control::VertexWarning, moby::buildkit::v1::sourcepolicy::Policy};
+use proto::control::VertexWarning;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use snapshot::Tree;
 use solver::Builder;

@@ -9,9 +9,9 @@ use std::{
 use base::Digest;
 use dashmap::DashMap;
 use frontend_api::{Code, FrontendError};
-use llb::pb;
+use llb::{pb, policy::Policy};
 use ops::OpError;
-use proto::{control::VertexStatus, moby::buildkit::v1::sourcepolicy::Policy};
+use proto::control::VertexStatus;
 use solver::{JobId, VertexEvent, Watcher};
 use source::Memo;
 use tokio::sync::Notify;

@@ -8,13 +8,15 @@
 use std::collections::HashMap;
 
 use frontend_api::{Code, FrontendError, SourceMetaRequest};
-use llb::pb::{self, op::Op};
+use llb::{
+    pb::{self, op::Op},
+    policy::{AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector},
+};
 use prost::Message as _;
 use proto::{
     frontend::ResolveSourceMetaResponse,
-    moby::buildkit::v1::sourcepolicy::{
-        AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector,
-        policysession::{CheckPolicyRequest, DecisionResponse, check_policy_response},
+    moby::buildkit::v1::sourcepolicy::policysession::{
+        CheckPolicyRequest, DecisionResponse, check_policy_response,
     },
 };
 use regex::Regex;
@@ -405,7 +407,7 @@ mod tests {
                 let (key, value) = (key.to_owned(), value.to_owned());
                 AttrConstraint { key, value, condition: condition as i32 }
             };
-            let mut update = proto::moby::buildkit::v1::sourcepolicy::Update::default();
+            let mut update = llb::policy::Update::default();
             for word in updates.split_whitespace() {
                 match word.split_once('=') {
                     Some((key, value)) => {

@@ -19,3 +19,9 @@ pub use rewrite::replace_ops;
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/pb.rs"));
 }
+
+/// Source policies, generated from `proto/control/policy.proto`.
+#[allow(missing_docs, clippy::all)]
+pub mod policy {
+    include!(concat!(env!("OUT_DIR"), "/moby.buildkit.v1.sourcepolicy.rs"));
+}

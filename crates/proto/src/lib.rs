@@ -1,7 +1,7 @@
 //! The wire contract: messages, clients and servers generated from the files in `proto/`.
 //!
 //! One module a protobuf package, nested as the package names are. The graph messages (package
-//! `pb`) live in [`llb::pb`], so that an SDK needs no transport. Nothing here is written by hand.
+//! `pb`) live in [`llb::pb`] and source policies in [`llb::policy`], so that an SDK needs no transport. Nothing here is written by hand.
 
 #[allow(missing_docs, clippy::all)]
 mod generated {

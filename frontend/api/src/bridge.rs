@@ -8,8 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base::Platform;
 use bytes::Bytes;
-use llb::pb;
-use proto::moby::buildkit::v1::sourcepolicy::Policy;
+use llb::{pb, policy::Policy};
 
 use crate::{FrontendError, FrontendResult, RefHandle, SourceMeta, SourceMetaRequest};
 

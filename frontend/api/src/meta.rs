@@ -4,8 +4,7 @@ use std::time::SystemTime;
 
 use base::Platform;
 use bytes::Bytes;
-use llb::pb;
-use proto::moby::buildkit::v1::sourcepolicy::Policy;
+use llb::{pb, policy::Policy};
 
 /// Asks what a source leads to now.
 #[derive(Debug, Clone, Default)]
