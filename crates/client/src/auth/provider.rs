@@ -10,6 +10,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -43,7 +44,9 @@ const KEEP_LOGIN: Duration = Duration::from_secs(4 * 60 + 50);
 pub struct AuthProvider {
     config: DockerConfig,
     folder: PathBuf,
-    http: Result<reqwest::Client, String>,
+    /// Made when the first token is fetched: it reads the machine's certificate authorities, which
+    /// takes longer than everything else a session does at its start.
+    http: OnceLock<Result<reqwest::Client, String>>,
     client_tokens: bool,
     state: Mutex<State>,
     progress: Option<mpsc::WeakSender<StatusResponse>>,
@@ -58,13 +61,20 @@ struct State {
 impl AuthProvider {
     /// A provider over `config`; seeds are kept in `folder`.
     pub fn new(config: DockerConfig, folder: PathBuf) -> Self {
-        // Fails only if another provider was installed first, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().build().map_err(|error| error.to_string());
         let disabled = std::env::var("BUILDKIT_NO_CLIENT_TOKEN");
         let client_tokens =
             !matches!(disabled.as_deref(), Ok("1" | "t" | "T" | "true" | "TRUE" | "True"));
-        Self { config, folder, http, client_tokens, state: Mutex::default(), progress: None }
+        let (http, state) = (OnceLock::new(), Mutex::default());
+        Self { config, folder, http, client_tokens, state, progress: None }
+    }
+
+    fn http(&self) -> Result<&reqwest::Client, Status> {
+        let http = self.http.get_or_init(|| {
+            // Fails only if another provider was installed first, which serves as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            reqwest::Client::builder().build().map_err(|error| error.to_string())
+        });
+        http.as_ref().map_err(|error| Status::unknown(error.clone()))
     }
 
     /// The provider over the user's own docker configuration.
@@ -166,8 +176,7 @@ impl Auth for AuthProvider {
             self.announce(name).await;
         }
         let kind = if secret.is_empty() { "anonymous" } else { "oauth" };
-        let http = self.http.as_ref().map_err(|error| Status::unknown(error.clone()))?;
-        let token = token::fetch(http, &request, user, secret).await;
+        let token = token::fetch(self.http()?, &request, user, secret).await;
         let token = token
             .map_err(|error| Status::unknown(format!("failed to fetch {kind} token: {error}")))?;
         Ok(Response::new(token))
