@@ -227,8 +227,14 @@ impl<W: Worker> Solver<W> {
 
     /// Opens a job. Jobs are served oldest first. The id must not be in use.
     pub fn job(&self, id: JobId, progress: Arc<dyn Progress>) -> Job<W> {
+        self.limited_job(id, 0, progress)
+    }
+
+    /// Opens a job of which at most `parallelism` vertices with weight execute at a time; 0 is no
+    /// limit. What other jobs want too runs as they may.
+    pub fn limited_job(&self, id: JobId, parallelism: u32, progress: Arc<dyn Progress>) -> Job<W> {
         self.core.lock().progress.insert(id.clone(), progress);
-        self.core.dispatch(Event::Open { job: id.clone() });
+        self.core.dispatch(Event::Open { job: id.clone(), parallelism });
         let owner = Owner::Job(id.clone());
         Job { builder: Builder { core: Arc::clone(&self.core), owner }, id }
     }

@@ -250,6 +250,8 @@ pub enum Event {
     Open {
         /// its name
         job: JobId,
+        /// how many of its vertices with weight may execute at a time; 0 is no limit
+        parallelism: u32,
     },
     /// Vertices join the graph, inputs first.
     Load {
@@ -476,7 +478,7 @@ impl Graph {
     /// Takes in an event and returns what is to be done now, in order.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         match event {
-            Event::Open { job } => self.open(job),
+            Event::Open { job, parallelism } => self.open(job, parallelism),
             Event::Load { owner, vertices, imports } => self.load(&owner, vertices, &imports),
             Event::Request { request, owner, edge } => self.request(request, &owner, edge),
             Event::Withdraw { request } => self.withdraw(request),

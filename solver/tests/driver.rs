@@ -278,6 +278,31 @@ async fn parallelism_is_limited() {
     assert_eq!(shop.executed.load(Ordering::SeqCst), 51);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_may_have_a_limit_of_its_own() {
+    let shop = Arc::new(Workshop::default());
+    let solver = solver(&shop, 0, KeyStore::new());
+    let progress = Arc::new(Seen::default()) as Arc<dyn Progress>;
+    let build = solver.limited_job(JobId::from("one"), 2, progress.clone());
+    let names: Vec<String> = (0..50).map(|number| format!("v{number}")).collect();
+    let mut graph: Vec<_> = names.iter().map(|name| vertex(name, &[], Step::Run)).collect();
+    let inputs: Vec<&str> = names.iter().map(String::as_str).collect();
+    graph.push(vertex("all", &inputs, Step::Run));
+    build.load(graph, &[]).expect("a whole graph");
+    build.build(edge("all")).await.expect("it runs");
+    let most = shop.most_at_once.load(Ordering::SeqCst);
+    assert!(most <= 2, "{most} at once");
+
+    // A step that builds others lends its place, and what is parked does not outlive its job.
+    let inner = vec![vertex("inner", &[], Step::Run)];
+    let outer = vertex("outer", &[], Step::Nested(inner, edge("inner")));
+    let single = solver.limited_job(JobId::from("two"), 1, progress);
+    single.load(vec![outer], &[]).expect("a whole graph");
+    single.build(edge("outer")).await.expect("it runs");
+    drop((build, single));
+    assert!(solver.is_idle(), "{}", solver.stuck());
+}
+
 #[derive(Default)]
 struct Seen(Mutex<Vec<(String, VertexEvent)>>);
 

@@ -70,6 +70,15 @@ impl Graph {
         oldest.unwrap_or(u64::MAX)
     }
 
+    /// The jobs that a vertex (or one following it) works for, oldest first.
+    pub(super) fn interested(&self, vertex: VertexIx) -> Vec<JobIx> {
+        let faces = self.faces(vertex).into_iter();
+        let mut jobs: Vec<JobIx> = faces.flat_map(|face| self.owners(face)).collect();
+        jobs.sort_unstable();
+        jobs.dedup();
+        jobs
+    }
+
     fn tell(&mut self, job: JobIx, vertex: VertexIx, event: VertexEvent) {
         let Some(state) = self.jobs.get(&job) else { return };
         let (job, vertex) = (state.id.clone(), self.vertices[vertex].digest);

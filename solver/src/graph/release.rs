@@ -19,7 +19,9 @@ impl Graph {
             self.answer_cancelled(request);
             self.enqueue(edge);
         }
-        let state = self.jobs.remove(&job).expect("named jobs exist");
+        let mut state = self.jobs.remove(&job).expect("named jobs exist");
+        self.unpark(&mut state.slots);
+        self.execute_queue.limited -= usize::from(state.slots.is_limited());
         for vertex in state.vertices {
             let held = &mut self.vertices[vertex];
             held.jobs.retain(|other| *other != job);

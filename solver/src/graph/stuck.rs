@@ -47,6 +47,9 @@ impl Graph {
                     }
                     text
                 }
+                _ if self.held_back_by(edge.vertex).is_some() => {
+                    "queued for execution, its jobs execute as much as they may".to_owned()
+                }
                 _ => format!(
                     "queued for execution, {} of {} in use",
                     self.execute_queue.used(),

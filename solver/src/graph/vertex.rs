@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::*;
+use super::{work::Slots, *};
 use crate::{
     keys::KeyDigest,
     store::Import,
@@ -76,6 +76,8 @@ pub(super) struct JobState {
     pub(super) requests: BTreeSet<RequestId>,
     /// Given digests that mean another vertex in this job.
     pub(super) aliases: HashMap<Digest, Digest>,
+    /// What executes for it.
+    pub(super) slots: Slots,
 }
 
 impl VertexState {
@@ -131,7 +133,7 @@ fn ignoring(digest: Digest) -> Digest {
 }
 
 impl Graph {
-    pub(super) fn open(&mut self, id: JobId) {
+    pub(super) fn open(&mut self, id: JobId, parallelism: u32) {
         if self.by_job.contains_key(&id) {
             return;
         }
@@ -141,7 +143,9 @@ impl Graph {
             vertices: Vec::new(),
             requests: BTreeSet::new(),
             aliases: HashMap::new(),
+            slots: Slots::new(parallelism),
         };
+        self.execute_queue.limited += usize::from(parallelism > 0);
         self.jobs.insert(self.next_job, state);
         self.by_job.insert(id, self.next_job);
     }
@@ -179,6 +183,7 @@ impl Graph {
             self.actions.push(Action::Refused { error });
             return;
         }
+        self.unpark_all();
         let stores: Vec<StoreIndex> = imports.iter().map(|import| self.attach(import)).collect();
         let mut named: HashMap<Digest, Digest> = HashMap::with_capacity(vertices.len());
         let mut accepted = Vec::with_capacity(vertices.len());

@@ -3,6 +3,10 @@
 //! A cache map, a content digest and an execution belong to the vertex and serve all its edges; a
 //! load belongs to one edge. Executions with weight wait in a queue: oldest job first, within a
 //! job the vertex with the longest way to go above it first.
+//!
+//! A job may have a limit of its own. An execution starts if one of the jobs it works for has a slot
+//! left, and takes one of every job that has a limit. What may not start yet is parked with the oldest of
+//! its jobs, and comes back to the queue when that job has a slot, ends, or anybody loads something.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -16,7 +20,7 @@ use crate::decision::Origin;
 pub(super) enum Task {
     CacheMap { vertex: VertexIx, cancelled: bool },
     Content { vertex: VertexIx, input: usize, cancelled: bool },
-    Execute { vertex: VertexIx, weight: u32, cancelled: bool },
+    Execute { vertex: VertexIx, weight: u32, charged: Vec<JobIx>, cancelled: bool },
     Load { edge: EdgeIx, cancelled: bool },
 }
 
@@ -27,6 +31,30 @@ pub(super) struct ExecuteQueue {
     free: Vec<VertexIx>,
     next: u64,
     used: u32,
+    /// Jobs with a limit of their own.
+    pub(super) limited: usize,
+}
+
+/// A job's own share of what executes.
+pub(super) struct Slots {
+    /// 0 is no limit.
+    most: u32,
+    used: u32,
+    parked: BinaryHeap<Waiting>,
+}
+
+impl Slots {
+    pub(super) fn new(most: u32) -> Self {
+        Self { most, used: 0, parked: BinaryHeap::new() }
+    }
+
+    pub(super) fn is_limited(&self) -> bool {
+        self.most > 0
+    }
+
+    fn has_room(&self) -> bool {
+        self.most == 0 || self.used < self.most
+    }
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -310,7 +338,8 @@ impl Graph {
 
     fn queue_execution(&mut self, number: VertexIx) {
         let vertex = &self.vertices[number];
-        if vertex.weight == 0 || self.max_parallelism == 0 {
+        let limited = self.max_parallelism > 0 || self.execute_queue.limited > 0;
+        if vertex.weight == 0 || !limited {
             self.execute_queue.free.push(number);
             return;
         }
@@ -333,13 +362,81 @@ impl Graph {
             let number = first.vertex;
             if self.is_queued(number) {
                 let (used, weight) = (self.execute_queue.used, self.vertices[number].weight);
-                if used > 0 && used.saturating_add(weight) > self.max_parallelism {
+                let full = used > 0 && used.saturating_add(weight) > self.max_parallelism;
+                if full && self.max_parallelism > 0 {
                     return;
+                }
+                if let Some(job) = self.held_back_by(number) {
+                    let first = self.execute_queue.waiting.pop();
+                    self.slots(job).expect("it was asked").parked.extend(first);
+                    continue;
                 }
                 self.execute_queue.used += weight;
                 self.execute(number, weight);
             }
             self.execute_queue.waiting.pop();
+        }
+    }
+
+    /// The oldest of the jobs of a vertex if none of them has a slot left.
+    pub(super) fn held_back_by(&self, number: VertexIx) -> Option<JobIx> {
+        if self.execute_queue.limited == 0 {
+            return None;
+        }
+        let jobs = self.interested(number);
+        let has_room = |job: &JobIx| self.jobs.get(job).is_none_or(|job| job.slots.has_room());
+        if jobs.iter().any(has_room) {
+            return None;
+        }
+        jobs.first().copied()
+    }
+
+    fn slots(&mut self, job: JobIx) -> Option<&mut Slots> {
+        self.jobs.get_mut(&job).map(|job| &mut job.slots)
+    }
+
+    /// Takes a slot of every job with a limit.
+    fn charge(&mut self, number: VertexIx) -> Vec<JobIx> {
+        if self.execute_queue.limited == 0 || self.vertices[number].weight == 0 {
+            return Vec::new();
+        }
+        let mut charged = self.interested(number);
+        charged.retain(|job| match self.slots(*job) {
+            Some(slots) if slots.is_limited() => {
+                slots.used += 1;
+                true
+            }
+            _ => false,
+        });
+        charged
+    }
+
+    /// Gives slots back, each to the next that waits for one.
+    fn discharge(&mut self, charged: Vec<JobIx>) {
+        for job in charged {
+            let Some(slots) = self.slots(job) else { continue };
+            slots.used -= 1;
+            while let Some(next) = self.slots(job).and_then(|slots| slots.parked.pop()) {
+                let is_queued = self.is_queued(next.vertex);
+                self.execute_queue.waiting.push(next);
+                if is_queued {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Everything parked with a job has another look.
+    pub(super) fn unpark(&mut self, slots: &mut Slots) {
+        self.execute_queue.waiting.append(&mut slots.parked);
+    }
+
+    /// Other jobs may have joined what is parked.
+    pub(super) fn unpark_all(&mut self) {
+        if self.execute_queue.limited > 0 {
+            for job in self.jobs.values_mut() {
+                self.execute_queue.waiting.append(&mut job.slots.parked);
+            }
         }
     }
 
@@ -349,8 +446,9 @@ impl Graph {
     }
 
     fn execute(&mut self, number: VertexIx, weight: u32) {
-        let cancelled = false;
-        let task = self.start_task(number, Task::Execute { vertex: number, weight, cancelled });
+        let charged = self.charge(number);
+        let task = Task::Execute { vertex: number, weight, charged, cancelled: false };
+        let task = self.start_task(number, task);
         self.vertices[number].execution = Execution::Running(task);
         self.vertices[number].nested.clear();
         let edges = self.vertices[number].edges.iter();
@@ -372,8 +470,10 @@ impl Graph {
     /// A vertex that waits for others it started must not keep them from running.
     pub(super) fn lend_slot(&mut self, parent: VertexIx) {
         let Execution::Running(task) = self.vertices[parent].execution else { return };
-        if let Some(Task::Execute { weight, .. }) = self.tasks.get_mut(&task) {
+        if let Some(Task::Execute { weight, charged, .. }) = self.tasks.get_mut(&task) {
             self.execute_queue.used -= std::mem::take(weight);
+            let charged = std::mem::take(charged);
+            self.discharge(charged);
         }
     }
 
@@ -383,12 +483,15 @@ impl Graph {
         outcome: Result<Vec<NewOutput>, Cause>,
         at: SystemTime,
     ) {
-        let Some(Task::Execute { vertex: number, weight, cancelled }) = self.end_task(task) else {
+        let Some(Task::Execute { vertex: number, weight, charged, cancelled }) =
+            self.end_task(task)
+        else {
             let unknown = outcome.into_iter().flatten().map(|output| output.output);
             self.actions.extend(unknown.map(|output| Action::Release { output }));
             return;
         };
         self.execute_queue.used -= weight;
+        self.discharge(charged);
         match outcome {
             Ok(outputs) => {
                 for output in &outputs {

@@ -264,9 +264,13 @@ impl World {
     }
 
     pub fn open(&mut self, job: &str) -> JobId {
+        self.open_limited(job, 0)
+    }
+
+    pub fn open_limited(&mut self, job: &str, parallelism: u32) -> JobId {
         self.closed.remove(&JobId::from(job));
         let job = JobId::from(job);
-        self.step(Event::Open { job: job.clone() });
+        self.step(Event::Open { job: job.clone(), parallelism });
         job
     }
 
