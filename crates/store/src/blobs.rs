@@ -165,7 +165,7 @@ impl Ref {
         let record = state.records.get(&owner).ok_or_else(missing)?;
         let layer = &layer;
         let known = &state.layers.get(layer).ok_or_else(missing)?.row;
-        let mut blobs: Vec<Descriptor> = record.row.blob.iter().cloned().collect();
+        let mut blobs: Vec<Descriptor> = record.row.blob.as_deref().cloned().into_iter().collect();
         for blob in &known.blobs {
             if !blobs.iter().any(|other| other.digest == blob.digest) {
                 blobs.push(blob.clone());
@@ -277,7 +277,7 @@ impl Ref {
             state.edit(&keeper, self.store().meta(), |row| {
                 row.chain = chain;
                 row.blob_chain = row.blob_chain.or(blob_chain);
-                row.blob.get_or_insert_with(|| blob.descriptor.clone());
+                row.blob.get_or_insert_with(|| Box::new(bare(&blob.descriptor)));
             });
         }
     }
@@ -377,6 +377,8 @@ impl Store {
         let Some(layer) = state.layers.get_mut(&plan.layer) else { return };
         layer.row.diff_id = Some(diff_id);
         if !layer.row.blobs.iter().any(|known| known.digest == blob.digest) {
+            // Nearly always the only one.
+            layer.row.blobs.reserve_exact(1);
             layer.row.blobs.push(blob.clone());
         }
         state.save_layer(&plan.layer, self.meta());
@@ -391,6 +393,15 @@ fn compression_of(blob: &Descriptor) -> Option<Compression> {
         }
         compression => Some(compression),
     }
+}
+
+/// A descriptor as records keep it: the diff id is the layer's, unless the blob has its own.
+fn bare(blob: &Descriptor) -> Descriptor {
+    let mut blob = blob.clone();
+    if own_diff_id(&blob).is_none() {
+        blob.annotations.remove(ANNOTATION_UNCOMPRESSED);
+    }
+    blob
 }
 
 /// The diff id of an estargz blob, where it is not the layer's: its table counts as well.

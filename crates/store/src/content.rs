@@ -50,10 +50,54 @@ struct Inner {
     brake: Brake,
 }
 
-pub(crate) struct Entry {
-    pub row: ContentRow,
+/// What is in memory of every blob; there may be hundreds of thousands.
+struct Entry {
+    size: u64,
+    allocated: u64,
+    created: i64,
+    info: Packed,
     holds: usize,
     touched: Instant,
+}
+
+impl Entry {
+    fn new(row: &ContentRow, holds: usize, touched: Instant) -> Self {
+        let ContentRow { size, allocated, created, info } = row;
+        let (size, allocated, created) = (*size, *allocated, *created);
+        Self { size, allocated, created, info: Packed::new(info), holds, touched }
+    }
+
+    /// Changes what is known of the blob; the row to be stored, if that made a difference.
+    fn change(&mut self, change: impl FnOnce(&mut BlobInfo)) -> Option<ContentRow> {
+        let before = self.info.unpack();
+        let mut info = before.clone();
+        change(&mut info);
+        if info == before {
+            return None;
+        }
+        self.info = Packed::new(&info);
+        let Self { size, allocated, created, .. } = *self;
+        Some(ContentRow { size, allocated, created, info })
+    }
+}
+
+/// A [`BlobInfo`] as JSON: maps of a single entry take ten times as much.
+struct Packed(Box<[u8]>);
+
+impl Packed {
+    fn new(info: &BlobInfo) -> Self {
+        if *info == BlobInfo::default() {
+            return Self(Box::default());
+        }
+        Self(serde_json::to_vec(info).expect("a blob's info has a JSON form").into())
+    }
+
+    fn unpack(&self) -> BlobInfo {
+        if self.0.is_empty() {
+            return BlobInfo::default();
+        }
+        serde_json::from_slice(&self.0).expect("was packed by us")
+    }
 }
 
 /// Holds a blob: it stays while this lives. Cloning holds it once more.
@@ -112,8 +156,7 @@ impl Content {
         // What was young when the last daemon ended is no longer anybody's.
         let now = Instant::now();
         let touched = now.checked_sub(GRACE).unwrap_or(now);
-        let entries =
-            rows.into_iter().map(|(digest, row)| (digest, Entry { row, holds: 0, touched }));
+        let entries = rows.iter().map(|(digest, row)| (*digest, Entry::new(row, 0, touched)));
         Self {
             inner: Arc::new(Inner {
                 folder: folder(root),
@@ -189,7 +232,7 @@ impl Content {
 
     /// Length of a blob that is here.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        self.inner.blobs.lock().unwrap().get(digest).map(|entry| entry.row.size)
+        self.inner.blobs.lock().unwrap().get(digest).map(|entry| entry.size)
     }
 
     /// Whether a blob is here.
@@ -199,23 +242,21 @@ impl Content {
 
     /// What is known of a blob besides its bytes.
     pub fn info(&self, digest: &Digest) -> Option<BlobInfo> {
-        self.inner.blobs.lock().unwrap().get(digest).map(|entry| entry.row.info.clone())
+        self.inner.blobs.lock().unwrap().get(digest).map(|entry| entry.info.unpack())
     }
 
     /// When the blob was stored.
     pub fn created_at(&self, digest: &Digest) -> Option<std::time::SystemTime> {
         let blobs = self.inner.blobs.lock().unwrap();
-        blobs.get(digest).map(|entry| base::time::from_unix_nanos(entry.row.created))
+        blobs.get(digest).map(|entry| base::time::from_unix_nanos(entry.created))
     }
 
     /// Changes what is known of a blob; false if it is not here.
     pub fn describe(&self, digest: &Digest, change: impl FnOnce(&mut BlobInfo)) -> bool {
         let mut blobs = self.inner.blobs.lock().unwrap();
         let Some(entry) = blobs.get_mut(digest) else { return false };
-        let before = entry.row.info.clone();
-        change(&mut entry.row.info);
-        if entry.row.info != before {
-            self.inner.save(digest, &entry.row);
+        if let Some(row) = entry.change(change) {
+            self.inner.save(digest, &row);
         }
         true
     }
@@ -225,13 +266,13 @@ impl Content {
         let mut blobs = self.inner.blobs.lock().unwrap();
         let entry = blobs.get_mut(digest)?;
         entry.holds += 1;
-        Some(Blob { digest: *digest, size: entry.row.size, inner: self.inner.clone() })
+        Some(Blob { digest: *digest, size: entry.size, inner: self.inner.clone() })
     }
 
     /// All blobs, in no order.
     pub fn list(&self) -> Vec<(Digest, u64)> {
         let blobs = self.inner.blobs.lock().unwrap();
-        blobs.iter().map(|(digest, entry)| (*digest, entry.row.size)).collect()
+        blobs.iter().map(|(digest, entry)| (*digest, entry.size)).collect()
     }
 
     /// Where a blob's bytes are; the file may go away unless the blob is held.
@@ -249,7 +290,7 @@ impl Content {
     /// Bytes each blob takes on disk.
     pub(crate) fn allocated(&self) -> HashMap<Digest, u64> {
         let blobs = self.inner.blobs.lock().unwrap();
-        blobs.iter().map(|(digest, entry)| (*digest, entry.row.allocated)).collect()
+        blobs.iter().map(|(digest, entry)| (*digest, entry.allocated)).collect()
     }
 
     /// Blobs that somebody holds, or that are too young to go (unless listed in `released`).
@@ -276,7 +317,7 @@ impl Content {
         {
             tracing::warn!("remove blob {digest}: {error}");
         }
-        Some(entry.row.allocated)
+        Some(entry.allocated)
     }
 
     /// Forgets a blob whose bytes turned out to be damaged.
@@ -397,10 +438,8 @@ impl ContentWriter {
         let mut blobs = inner.blobs.lock().unwrap();
         if let Some(entry) = blobs.get_mut(&digest) {
             entry.holds += 1;
-            let before = entry.row.info.clone();
-            merge_info(&mut entry.row.info, info);
-            if entry.row.info != before {
-                inner.save(&digest, &entry.row);
+            if let Some(row) = entry.change(|known| merge_info(known, info)) {
+                inner.save(&digest, &row);
             }
         } else {
             let path = inner.folder.join(digest.hex());
@@ -412,7 +451,7 @@ impl ContentWriter {
                 info,
             };
             inner.save(&digest, &row);
-            blobs.insert(digest, Entry { row, holds: 1, touched: Instant::now() });
+            blobs.insert(digest, Entry::new(&row, 1, Instant::now()));
         }
         drop(blobs);
         Ok(Blob { digest, size: self.size, inner })

@@ -244,7 +244,7 @@ impl State {
         let Some(record) = self.records.get(id) else { return Vec::new() };
         let layer = record.row.own.as_ref().and_then(|own| self.layers.get(own));
         let blobs = layer.into_iter().flat_map(|layer| layer.row.blobs.iter());
-        let blobs = blobs.chain(&record.row.blob).map(|blob| blob.digest);
+        let blobs = blobs.chain(record.row.blob.as_deref()).map(|blob| blob.digest);
         blobs.chain(record.row.keeps.iter().copied()).collect()
     }
 }

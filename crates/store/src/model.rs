@@ -164,7 +164,7 @@ pub(crate) struct RecordRow {
     pub own: Option<LayerId>,
     /// The blob that the own layer came from, preferred on export.
     #[serde(rename = "b", default, skip_serializing_if = "is_default")]
-    pub blob: Option<Descriptor>,
+    pub blob: Option<Box<Descriptor>>,
     /// Identity among image layers: digest over blobs and diff ids from the bottom.
     #[serde(rename = "bc", default, skip_serializing_if = "is_default")]
     pub blob_chain: Option<Digest>,

@@ -161,7 +161,7 @@ impl Store {
             parents: below.cloned().into_iter().collect(),
             layers: lowers.into_iter().chain([own.clone()]).collect(),
             own: Some(own),
-            blob: Some(layer.descriptor.clone()),
+            blob: Some(Box::new(layer.descriptor.clone())),
             blob_chain: Some(blob_chain),
             chain: Some(chain),
             ..RecordRow::default()
@@ -311,7 +311,8 @@ impl State {
         let owner = self.owner_below(layer, top).or_else(|| self.owner(layer).cloned())?;
         let record = self.records.get(&owner)?;
         let known = self.layers.get(layer)?;
-        let descriptor = record.row.blob.clone().or_else(|| known.row.blobs.first().cloned())?;
+        let own = record.row.blob.as_deref();
+        let descriptor = own.or_else(|| known.row.blobs.first())?.clone();
         Some(Missing {
             layer: layer.clone(),
             lowers: record.lowers().to_vec(),

@@ -86,7 +86,8 @@ pub(crate) struct Layer {
 /// Records, layers, and the ways to find them.
 #[derive(Default)]
 pub(crate) struct State {
-    pub records: HashMap<RecordId, Record>,
+    // Boxed: the table has room for twice as many as there are.
+    pub records: HashMap<RecordId, Box<Record>>,
     pub layers: HashMap<LayerId, Layer>,
     /// Committed views of mutable records.
     pub views: HashMap<RecordId, RecordId>,
@@ -118,7 +119,7 @@ impl State {
             self.by_own.entry(own.clone()).or_default().push(id.clone());
         }
         self.index_chains(&id, &record.row);
-        self.records.insert(id, record);
+        self.records.insert(id, Box::new(record));
     }
 
     /// Counts children anew, for records that were inserted in no particular order.
@@ -147,7 +148,7 @@ impl State {
 
     /// Takes a record out of everything. Returns it, and its layer if nobody else has it.
     pub(crate) fn take_out(&mut self, id: &RecordId) -> Option<(Record, Option<LayerId>)> {
-        let record = self.records.remove(id)?;
+        let record = *self.records.remove(id)?;
         for parent in record.row.needs() {
             if let Some(parent) = self.records.get_mut(parent) {
                 parent.children -= 1;
@@ -187,7 +188,7 @@ impl State {
         let mut layers = Vec::new();
         let mut queue = VecDeque::from([id.clone()]);
         while let Some(id) = queue.pop_front() {
-            if !self.records.get(&id).is_some_and(Record::idle) {
+            if !self.records.get(&id).is_some_and(|record| record.idle()) {
                 continue;
             }
             let (record, orphan) = self.take_out(&id).expect("it was there a moment ago");
@@ -222,7 +223,7 @@ impl State {
         let owners = self.by_own.get(id).into_iter().flatten();
         let mut owners = owners.filter_map(|owner| self.records.get(owner));
         if let Some(layer) = self.layers.get(id)
-            && owners.any(Record::stored)
+            && owners.any(|owner| owner.stored())
         {
             meta.set(T::Layers, id.as_str(), Some(json(&layer.row)));
         }

@@ -77,6 +77,8 @@ pub struct Overhead {
     pub blobs: u64,
     /// Blobs being written.
     pub in_flight: u64,
+    /// Folders that people named and no collector takes.
+    pub volumes: u64,
     /// Journals, logs, layers being made or removed, and the folders that hold all this.
     pub other: u64,
 }
@@ -111,22 +113,25 @@ impl Store {
     /// measured when they are let go) this is what the state folder takes.
     pub fn overhead(&self) -> Overhead {
         let census = self.census(&self.state(), &HashSet::new());
-        let meta = allocated(&self.root().join("meta"));
+        let meta = self.meta().files().iter().map(|path| allocated(path)).sum();
         let ingest = allocated_below(&self.root().join("content").join("ingest"));
+        let volumes = allocated_below(&self.root().join("volumes"));
         let folders = ["", "content", "content/sha256", "snapshots"];
         let folders: u64 = folders.iter().map(|name| allocated(&self.root().join(name))).sum();
         Overhead {
             meta,
             blobs: census.other_blobs,
             in_flight: ingest,
-            other: folders + self.overhead_files().saturating_sub(meta + ingest),
+            volumes,
+            other: folders + self.overhead_files().saturating_sub(meta + ingest + volumes),
         }
     }
 
     /// Counts everything once. `imaged` are the blobs that named images keep.
     pub(crate) fn census(&self, state: &State, imaged: &HashSet<Digest>) -> Census {
         let mut blobs = self.content().allocated();
-        let mut order: Vec<(&RecordId, &Record)> = state.records.iter().collect();
+        let mut order: Vec<(&RecordId, &Record)> =
+            state.records.iter().map(|(id, record)| (id, &**record)).collect();
         order.sort_by_key(|(id, record)| (record.row.created, *id));
         let mut counted = HashSet::new();
         let mut sizes = HashMap::with_capacity(order.len());

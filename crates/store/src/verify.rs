@@ -248,7 +248,7 @@ impl Store {
         loop {
             let before = doomed.len();
             doomed.retain(|id| {
-                let gone = state.records.get(id).is_none_or(crate::state::Record::idle);
+                let gone = state.records.get(id).is_none_or(|record| record.idle());
                 if gone {
                     layers.extend(state.remove_idle(id, self.meta()));
                     verified.broken.push(id.clone());
