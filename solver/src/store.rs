@@ -9,7 +9,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     sync::Arc,
     time::SystemTime,
@@ -21,6 +21,10 @@ use crate::{
     keys::{KeyDigest, KeyId, RecordId},
     slab::Slab,
 };
+
+/// So many keys of private content are remembered. They come back only while their session lasts,
+/// and every build brings new ones.
+const MOST_PRIVATE: usize = 1024;
 
 /// How a key follows from the key of one of its inputs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -100,6 +104,8 @@ pub struct KeyStore {
     by_record: HashMap<RecordId, Vec<u32>>,
     operations: HashMap<KeyDigest, usize>,
     next_id: u64,
+    /// Private keys, oldest first; some may be gone.
+    private: VecDeque<KeyId>,
     changes: Vec<Change>,
 }
 
@@ -114,8 +120,12 @@ struct Node {
 impl Node {
     /// Private keys come back only while their session lasts; without a result they are left-overs.
     fn is_spent(&self) -> bool {
-        matches!(self.id, KeyId::Root(digest) if digest.is_random()) && self.results.is_empty()
+        is_private(self.id) && self.results.is_empty()
     }
+}
+
+fn is_private(id: KeyId) -> bool {
+    matches!(id, KeyId::Root(digest) if digest.is_random())
 }
 
 impl fmt::Debug for Import {
@@ -180,6 +190,16 @@ impl KeyStore {
     /// Notes that `from` leads to `to`.
     pub fn add_link(&mut self, from: KeyId, link: Link, to: KeyId) {
         let (source, target) = (self.node(from), self.node(to));
+        self.insert_link((from, source), link, (to, target));
+        self.forget_private();
+    }
+
+    fn insert_link(
+        &mut self,
+        (from, source): (KeyId, u32),
+        link: Link,
+        (to, target): (KeyId, u32),
+    ) {
         let number = match self.by_link.get(&link) {
             Some(number) => *number,
             None => {
@@ -204,11 +224,26 @@ impl KeyStore {
             Some((_, known_at)) if *known_at == created_at => return,
             Some((_, known_at)) => *known_at = created_at,
             None => {
+                // Nearly always the only one.
+                results.reserve_exact(1);
                 results.push((record.clone(), created_at));
                 self.by_record.entry(record.clone()).or_default().push(number);
             }
         }
         self.changes.push(Change::PutResult { key, record, created_at });
+        self.forget_private();
+    }
+
+    /// Forgets the oldest private keys beyond the number that is kept, with their results.
+    fn forget_private(&mut self) {
+        while self.private.len() > MOST_PRIVATE {
+            let Some(key) = self.private.pop_front() else { return };
+            let Some(number) = self.by_id.get(&key).copied() else { continue };
+            for (record, _) in self.nodes[number].results.clone() {
+                self.remove_result(key, &record);
+            }
+            self.cut(number);
+        }
     }
 
     /// A name for a new key that has inputs.
@@ -305,6 +340,9 @@ impl KeyStore {
         }
         if let KeyId::Chain(number) = id {
             self.next_id = self.next_id.max(number);
+        }
+        if is_private(id) {
+            self.private.push_back(id);
         }
         let (forward, backward) = (BTreeSet::new(), BTreeSet::new());
         let number = self.nodes.insert(Node { id, forward, backward, results: Vec::new() });
@@ -449,6 +487,31 @@ mod tests {
         store.remove_record(&"files".into());
         assert!(!store.contains(private));
         assert_eq!(store.targets(content, &link("step")), [step]);
+    }
+
+    #[test]
+    fn private_keys_of_old_sessions_are_forgotten() {
+        let mut store = KeyStore::new();
+        let content = root("content");
+        let step = store.fresh_id();
+        store.add_link(content, link("step"), step);
+        store.add_result(step, "s".into(), UNIX_EPOCH);
+        let private =
+            |session: usize| KeyId::Root(KeyDigest::Random(Digest::of(session.to_string())));
+        for session in 0..2 * MOST_PRIVATE {
+            store.add_result(private(session), "files".into(), UNIX_EPOCH);
+            store.add_link(private(session), link("step"), step);
+        }
+        // The content and the step stay beside them.
+        assert_eq!(store.len(), MOST_PRIVATE + 2);
+        assert!(!store.contains(private(0)));
+        assert_eq!(store.targets(private(2 * MOST_PRIVATE - 1), &link("step")), [step]);
+        assert_eq!(store.sources(step).len(), MOST_PRIVATE + 1);
+        assert_eq!(store.keys_of(&"files".into()).len(), MOST_PRIVATE);
+        let again = KeyStore::restore(store.take_changes());
+        assert_eq!(again.len(), store.len());
+        store.remove_record(&"files".into());
+        assert_eq!(store.len(), 2);
     }
 
     #[test]
