@@ -1,7 +1,7 @@
 //! Names of images and the manifests they point to.
 //!
 //! A name keeps its manifest and everything that speaks of (config, layers, members of an
-//! index). A change is on disk before the caller is told.
+//! index). A change outlives the daemon before the caller is told.
 
 use std::{collections::BTreeMap, sync::Mutex};
 

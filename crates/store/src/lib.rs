@@ -5,8 +5,8 @@
 //! want remembered goes to a [`Table`]. Holding a handle keeps the data; what nobody holds or
 //! names is garbage for [`Store::prune`] and the policies.
 //!
-//! Invariant: data is on disk before the record that names it. A crash loses the last moments,
-//! never consistency.
+//! Invariant: data is on disk before the record that names it. A killed daemon loses nothing that was
+//! done, a loss of power the last moments, never consistency.
 
 mod blobs;
 mod compose;
@@ -15,6 +15,7 @@ mod error;
 mod filter;
 mod gc;
 mod images;
+mod journal;
 mod keys;
 mod layers;
 mod lock;
@@ -38,6 +39,7 @@ pub use error::{BoxError, StoreError};
 pub use filter::{Fields, Filter};
 pub use gc::{GcPolicy, PruneOptions, Pruned, default_policies, disk_total, percent_of_disk};
 pub use images::Images;
+pub use meta::Crash;
 pub use model::{BlobInfo, Image, RecordId, RecordKind};
 pub use pull::{ImageLayer, ImageLayers, LayerProgress, LayerStage, no_progress};
 pub use record::{MutRef, NewRecord, Ref};

@@ -1,10 +1,14 @@
-//! The metadata database: one redb file, one thread that commits in groups.
+//! The metadata database: one redb file, a journal in front of it, one thread that commits in groups.
 //!
 //! A change is visible to readers of this process at once (it waits in memory in front of the
-//! database) and on disk a fraction of a second later: the thread takes everything that waits,
-//! makes the data it names durable with one `syncfs`, then commits it in one transaction. So a
-//! crash loses the last moments, never order: what a committed record names is on disk.
-//! [`Meta::flush`] waits until all earlier changes are on disk.
+//! database) and in the [journal](crate::journal) too, so that it outlives the daemon. Some seconds
+//! later the thread takes everything that waits, makes the data it names durable with one `syncfs`,
+//! then commits it in one transaction. So a killed daemon loses nothing, and a loss of power the last
+//! moments, never order: what a committed record names is on disk. Syncing seldom is also what keeps
+//! a slow disk free for builds.
+//!
+//! [`Meta::flush`] waits until all earlier changes outlive the daemon, [`Meta::sync`] until they
+//! outlive a loss of power.
 
 use std::{
     collections::BTreeMap,
@@ -20,17 +24,25 @@ use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase as _, TableDefinition};
 use tokio::sync::oneshot;
 
-use crate::{StoreError, error::Doing as _};
+use crate::{
+    StoreError,
+    error::Doing as _,
+    journal::{self, Journal},
+};
 
 /// How long changes gather before they are committed.
-const GATHER: Duration = Duration::from_millis(250);
+const GATHER: Duration = Duration::from_secs(5);
+/// The same for what is not in the journal.
+const HURRY: Duration = Duration::from_millis(250);
+/// Bytes in the journal that are committed at once.
+const MAX_JOURNAL: u64 = 64 << 20;
 /// After a slow sync the next waits this many times as long, so that syncing never takes more
 /// than a fraction of the disk's time.
 const REST: u32 = 4;
 /// Pause before a failed commit is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Page cache of the database: metadata is read once at start and rarely after.
-const CACHE_BYTES: usize = 4 << 20;
+const CACHE_BYTES: usize = 1 << 20;
 
 /// The tables of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,7 +58,8 @@ pub(crate) enum T {
 }
 
 impl T {
-    const ALL: [T; 8] =
+    /// In the order of their numbers in the journal.
+    pub(crate) const ALL: [T; 8] =
         [T::Info, T::Records, T::Layers, T::Content, T::Images, T::Indexes, T::Solver, T::Values];
 
     fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
@@ -63,6 +76,8 @@ impl T {
     }
 }
 
+/// A key of a table and its new value; none removes it.
+pub(crate) type Change = (T, Vec<u8>, Option<Bytes>);
 type Key = (T, Vec<u8>);
 type Changes = BTreeMap<Key, Option<Bytes>>;
 
@@ -74,7 +89,13 @@ struct Queue {
     committing: Arc<Changes>,
     /// When the oldest waiting change came.
     since: Option<Instant>,
-    flushes: Vec<oneshot::Sender<Result<(), String>>>,
+    /// Until the end.
+    journal: Option<Journal>,
+    /// Ended journals of what waits.
+    sealed: Vec<PathBuf>,
+    /// The journal could not be written: only a commit keeps what waits.
+    unwritten: bool,
+    syncs: Vec<oneshot::Sender<Result<(), String>>>,
     stop: Option<Stop>,
 }
 
@@ -82,8 +103,26 @@ struct Queue {
 enum Stop {
     /// Commit what waits, then end.
     Gently,
-    /// End as a killed process would (tests).
-    AsKilled,
+    /// End without committing (tests).
+    Crash,
+}
+
+/// How a test ends the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crash {
+    /// As a killed process.
+    Killed,
+    /// As a machine without power: what was not synced is gone.
+    PowerLost,
+}
+
+/// What the thread commits.
+struct Batch {
+    changes: Arc<Changes>,
+    journals: Vec<PathBuf>,
+    unwritten: bool,
+    syncs: Vec<oneshot::Sender<Result<(), String>>>,
+    last: bool,
 }
 
 struct Shared {
@@ -106,8 +145,17 @@ impl Meta {
     /// Opens or creates the database at `path`. Data named by changes lies on `disks`.
     pub(crate) fn open(path: &Path, disks: Vec<File>) -> Result<Self, StoreError> {
         let database = open_database(path)?;
+        let (journal, journal::Found { groups, files }) = Journal::open(path)?;
+        let waiting = groups.into_iter().flatten();
+        let queue = Queue {
+            waiting: waiting.map(|(table, key, value)| ((table, key), value)).collect(),
+            since: (!files.is_empty()).then(Instant::now),
+            journal: Some(journal),
+            sealed: files,
+            ..Queue::default()
+        };
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
             wake: Condvar::new(),
             database: Mutex::new(Some(Arc::new(database))),
             path: path.to_owned(),
@@ -128,14 +176,21 @@ impl Meta {
         self.set_all([(table, key.into(), value)]);
     }
 
-    /// Several changes that reach the disk together.
-    pub(crate) fn set_all(&self, changes: impl IntoIterator<Item = (T, Vec<u8>, Option<Bytes>)>) {
+    /// Several changes that are kept together, or lost together.
+    pub(crate) fn set_all(&self, changes: impl IntoIterator<Item = Change>) {
+        let changes: Vec<Change> = changes.into_iter().collect();
+        if changes.is_empty() {
+            return;
+        }
         let mut queue = self.shared.queue.lock().unwrap();
+        let wake = queue.since.is_none();
+        queue.since.get_or_insert_with(Instant::now);
+        let was_long = queue.is_long();
+        queue.append(&changes);
         for (table, key, value) in changes {
             queue.waiting.insert((table, key), value);
         }
-        if !queue.waiting.is_empty() && queue.since.is_none() {
-            queue.since = Some(Instant::now());
+        if wake || queue.is_long() != was_long {
             self.shared.wake.notify_one();
         }
     }
@@ -199,45 +254,87 @@ impl Meta {
         Ok(found.into_iter().collect())
     }
 
-    /// Visits all entries on disk, in key order; for start-up, when nothing waits yet.
+    /// Visits all entries of a table in no particular order; for start-up.
     pub(crate) fn each(
         &self,
         table: T,
         mut visit: impl FnMut(&[u8], &[u8]),
     ) -> Result<(), StoreError> {
-        let read = self.shared.database()?.begin_read().map_err(meta)?;
-        let table = match read.open_table(table.definition()) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
-            Err(error) => return Err(meta(error)),
+        let waiting: BTreeMap<_, _> = {
+            let queue = self.shared.queue.lock().unwrap();
+            let waiting = select(&queue.waiting, table, &[]);
+            waiting.map(|((_, key), value)| (key.clone(), value.clone())).collect()
         };
-        for entry in table.range::<&[u8]>(..).map_err(meta)? {
-            let (key, value) = entry.map_err(meta)?;
-            visit(key.value(), value.value());
+        let read = self.shared.database()?.begin_read().map_err(meta)?;
+        match read.open_table(table.definition()) {
+            Ok(table) => {
+                for entry in table.range::<&[u8]>(..).map_err(meta)? {
+                    let (key, value) = entry.map_err(meta)?;
+                    if !waiting.contains_key(key.value()) {
+                        visit(key.value(), value.value());
+                    }
+                }
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(meta(error)),
+        }
+        for (key, value) in waiting {
+            if let Some(value) = value {
+                visit(&key, &value);
+            }
         }
         Ok(())
     }
 
-    /// Waits until every change made so far, and the data it names, is on disk.
+    /// Waits until every change made so far outlives the daemon.
     pub(crate) async fn flush(&self) -> Result<(), StoreError> {
-        let done = self.ask_flush();
-        finish_flush(done.await)
+        match self.is_written() {
+            true => Ok(()),
+            false => self.sync().await,
+        }
     }
 
     /// [`flush`](Self::flush) for threads outside a runtime.
     pub(crate) fn flush_blocking(&self) -> Result<(), StoreError> {
-        let done = self.ask_flush();
-        finish_flush(done.blocking_recv())
+        match self.is_written() {
+            true => Ok(()),
+            false => self.sync_blocking(),
+        }
     }
 
-    fn ask_flush(&self) -> oneshot::Receiver<Result<(), String>> {
+    /// Waits until every change made so far, and the data it names, is on disk.
+    pub(crate) async fn sync(&self) -> Result<(), StoreError> {
+        let done = self.ask_sync();
+        finish_sync(done.await)
+    }
+
+    /// [`sync`](Self::sync) for threads outside a runtime.
+    pub(crate) fn sync_blocking(&self) -> Result<(), StoreError> {
+        let done = self.ask_sync();
+        finish_sync(done.blocking_recv())
+    }
+
+    fn is_written(&self) -> bool {
+        let queue = self.shared.queue.lock().unwrap();
+        queue.stop.is_none() && !queue.unwritten
+    }
+
+    fn ask_sync(&self) -> oneshot::Receiver<Result<(), String>> {
         let (sender, receiver) = oneshot::channel();
         let mut queue = self.shared.queue.lock().unwrap();
         if queue.stop.is_none() {
-            queue.flushes.push(sender);
+            queue.syncs.push(sender);
             self.shared.wake.notify_one();
         }
         receiver
+    }
+
+    /// The files that hold the metadata.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let queue = self.shared.queue.lock().unwrap();
+        let current = queue.journal.iter().filter_map(Journal::current).map(Path::to_owned);
+        let database = std::iter::once(self.shared.path.clone());
+        database.chain(queue.sealed.iter().cloned()).chain(current).collect()
     }
 
     /// Commits what waits and ends the thread.
@@ -245,9 +342,15 @@ impl Meta {
         self.stop(Stop::Gently);
     }
 
-    /// Ends without committing, as a killed process would.
-    pub(crate) fn kill(&self) {
-        self.stop(Stop::AsKilled);
+    /// Ends without committing.
+    pub(crate) fn crash(&self, how: Crash) {
+        self.stop(Stop::Crash);
+        if how == Crash::PowerLost {
+            let mut queue = self.shared.queue.lock().unwrap();
+            let current = queue.journal.as_mut().and_then(Journal::seal);
+            forget(std::mem::take(&mut queue.sealed).into_iter().chain(current));
+        }
+        self.shared.queue.lock().unwrap().journal = None;
     }
 
     fn stop(&self, how: Stop) {
@@ -259,13 +362,41 @@ impl Meta {
     }
 }
 
+impl Queue {
+    fn append(&mut self, changes: &[Change]) {
+        let Some(journal) = &mut self.journal else { return };
+        // Behind a gap nothing may be written: changes would come back without earlier ones.
+        if self.unwritten {
+            return;
+        }
+        if let Err(error) = journal.append(changes) {
+            tracing::error!("write down changes of the metadata: {error}");
+            self.unwritten = true;
+            self.sealed.extend(journal.seal());
+        }
+    }
+
+    fn is_long(&self) -> bool {
+        self.unwritten || self.journal.as_ref().is_some_and(|it| it.length() > MAX_JOURNAL)
+    }
+}
+
+/// Removes journals whose changes the database has.
+fn forget(journals: impl IntoIterator<Item = PathBuf>) {
+    for path in journals {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!("remove {}: {error}", path.display());
+        }
+    }
+}
+
 impl Drop for Meta {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-fn finish_flush(
+fn finish_sync(
     answer: Result<Result<(), String>, oneshot::error::RecvError>,
 ) -> Result<(), StoreError> {
     match answer {
@@ -306,45 +437,51 @@ impl Shared {
     /// The thread: gather, sync, commit, tell.
     fn run(&self) {
         let mut rest_until = Instant::now();
-        loop {
-            let Some((batch, flushes, last)) = self.next_batch(rest_until) else { return };
+        while let Some(batch) = self.next_batch(rest_until) {
             let started = Instant::now();
-            let outcome = self.commit(&batch);
+            let outcome = self.commit(&batch.changes);
             rest_until = Instant::now() + started.elapsed() * REST;
             let mut queue = self.queue.lock().unwrap();
             queue.committing = Arc::default();
-            if let Err(text) = &outcome {
-                tracing::error!("commit metadata: {text}");
-                // Nothing is lost: the batch waits again, behind newer changes of the same keys.
-                let newer = std::mem::take(&mut queue.waiting);
-                queue.waiting = Arc::unwrap_or_clone(batch);
-                queue.waiting.extend(newer);
-                queue.since = Some(Instant::now());
-                rest_until = Instant::now() + RETRY;
+            match &outcome {
+                Ok(()) => forget(batch.journals),
+                Err(text) => {
+                    tracing::error!("commit metadata: {text}");
+                    // Nothing is lost: the batch waits again, behind newer changes of the same keys.
+                    let newer = std::mem::take(&mut queue.waiting);
+                    queue.waiting = Arc::unwrap_or_clone(batch.changes);
+                    queue.waiting.extend(newer);
+                    let newer = std::mem::replace(&mut queue.sealed, batch.journals);
+                    queue.sealed.extend(newer);
+                    queue.unwritten |= batch.unwritten;
+                    queue.since = Some(Instant::now());
+                    rest_until = Instant::now() + RETRY;
+                }
+            }
+            if batch.last {
+                queue.journal = None;
             }
             drop(queue);
-            for flush in flushes {
-                _ = flush.send(outcome.clone());
+            for waiter in batch.syncs {
+                _ = waiter.send(outcome.clone());
             }
-            if last {
+            if batch.last {
                 return;
             }
         }
     }
 
     /// Waits for the next batch; `None` ends the thread at once.
-    fn next_batch(
-        &self,
-        rest_until: Instant,
-    ) -> Option<(Arc<Changes>, Vec<oneshot::Sender<Result<(), String>>>, bool)> {
+    fn next_batch(&self, rest_until: Instant) -> Option<Batch> {
         let mut queue = self.queue.lock().unwrap();
         loop {
             let now = Instant::now();
-            let due = queue.since.map(|since| (since + GATHER).max(rest_until));
+            let gather = if queue.is_long() { HURRY } else { GATHER };
+            let due = queue.since.map(|since| (since + gather).max(rest_until));
             match queue.stop {
-                Some(Stop::AsKilled) => return None,
+                Some(Stop::Crash) => return None,
                 Some(Stop::Gently) => break,
-                None if !queue.flushes.is_empty() => break,
+                None if !queue.syncs.is_empty() => break,
                 None => {}
             }
             queue = match due {
@@ -355,8 +492,16 @@ impl Shared {
         }
         queue.since = None;
         queue.committing = Arc::new(std::mem::take(&mut queue.waiting));
-        let flushes = std::mem::take(&mut queue.flushes);
-        Some((queue.committing.clone(), flushes, queue.stop.is_some()))
+        let current = queue.journal.as_mut().and_then(Journal::seal);
+        let mut journals = std::mem::take(&mut queue.sealed);
+        journals.extend(current);
+        Some(Batch {
+            changes: queue.committing.clone(),
+            journals,
+            unwritten: std::mem::take(&mut queue.unwritten),
+            syncs: std::mem::take(&mut queue.syncs),
+            last: queue.stop.is_some(),
+        })
     }
 
     fn commit(&self, batch: &Changes) -> Result<(), String> {
@@ -457,7 +602,7 @@ mod tests {
         set(&meta, "a/2", Some("two"));
         set(&meta, "b", Some("three"));
         assert_eq!(scan(&meta, "a/"), "a/1=one a/2=two");
-        meta.flush_blocking().unwrap();
+        meta.sync_blocking().unwrap();
         set(&meta, "a/1", None);
         set(&meta, "a/2", Some("changed"));
         set(&meta, "a/3", Some("new"));
@@ -467,19 +612,67 @@ mod tests {
         assert!(meta.scan(T::Images, b"").unwrap().is_empty());
     }
 
+    fn journals(folder: &Path) -> usize {
+        let names = folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().contains("journal")).count()
+    }
+
     #[test]
-    fn closing_keeps_what_killing_loses() {
+    fn a_killed_daemon_loses_nothing_and_a_loss_of_power_what_was_not_synced() {
         let folder = tempfile::tempdir().unwrap();
         let meta = open(folder.path());
-        set(&meta, "kept", Some("1"));
+        set(&meta, "closed", Some("1"));
         drop(meta);
+        assert_eq!(journals(folder.path()), 0);
+        for how in [Crash::Killed, Crash::PowerLost] {
+            let meta = open(folder.path());
+            set(&meta, "a", Some("1"));
+            set(&meta, "b", Some("1"));
+            meta.sync_blocking().unwrap();
+            set(&meta, "a", Some("2"));
+            set(&meta, "b", None);
+            set(&meta, "c", Some("2"));
+            meta.flush_blocking().unwrap();
+            meta.crash(how);
+            set(&meta, "d", Some("too late"));
+            assert!(matches!(meta.flush_blocking(), Err(StoreError::Closed)));
+            drop(meta);
+            // Twice: what was found is not lost by being killed again.
+            for _ in 0..2 {
+                let meta = open(folder.path());
+                let expected = match how {
+                    Crash::Killed => "a=2 c=2 closed=1",
+                    Crash::PowerLost => "a=1 b=1 closed=1",
+                };
+                assert_eq!(scan(&meta, ""), expected);
+                let mut each = Vec::new();
+                meta.each(T::Values, |key, value| each.push([key, b"=", value].concat())).unwrap();
+                each.sort();
+                assert_eq!(String::from_utf8(each.join(&b" "[..])).unwrap(), expected);
+                meta.crash(Crash::Killed);
+            }
+            let meta = open(folder.path());
+            set(&meta, "c", None);
+            drop(meta);
+            assert_eq!(journals(folder.path()), 0);
+        }
+    }
+
+    #[test]
+    fn changes_that_cannot_be_written_down_are_committed() {
+        let folder = tempfile::tempdir().unwrap();
         let meta = open(folder.path());
-        set(&meta, "flushed", Some("2"));
+        set(&meta, "a", Some("1"));
+        // Its name is taken.
+        meta.shared.queue.lock().unwrap().journal.as_mut().unwrap().seal().unwrap();
+        std::fs::create_dir(folder.path().join("meta-journal-1")).unwrap();
+        set(&meta, "b", Some("2"));
+        assert!(meta.shared.queue.lock().unwrap().unwritten);
         meta.flush_blocking().unwrap();
-        set(&meta, "lost", Some("3"));
-        meta.kill();
+        meta.crash(Crash::PowerLost);
         drop(meta);
-        assert_eq!(scan(&open(folder.path()), ""), "flushed=2 kept=1");
+        std::fs::remove_dir(folder.path().join("meta-journal-1")).unwrap();
+        assert_eq!(scan(&open(folder.path()), ""), "a=1 b=2");
     }
 
     #[test]
@@ -494,7 +687,8 @@ mod tests {
             assert!(started.elapsed() < Duration::from_secs(20), "never committed");
             std::thread::sleep(Duration::from_millis(10));
         }
-        meta.kill();
+        assert_eq!(journals(folder.path()), 0);
+        meta.crash(Crash::PowerLost);
         drop(meta);
         assert_eq!(scan(&open(folder.path()), ""), "a=1");
     }
@@ -504,10 +698,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let meta = open(folder.path());
         set(&meta, "a", Some("1"));
-        meta.flush_blocking().unwrap();
+        meta.sync_blocking().unwrap();
         *meta.shared.database.lock().unwrap() = None;
         set(&meta, "b", Some("2"));
-        meta.flush_blocking().unwrap();
+        meta.sync_blocking().unwrap();
         assert_eq!(scan(&meta, ""), "a=1 b=2");
     }
 }

@@ -187,7 +187,7 @@ impl Store {
         }
     }
 
-    /// Waits until everything done so far is on disk.
+    /// Waits until everything done so far outlives the daemon.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.meta.flush().await
     }
@@ -208,15 +208,15 @@ impl Store {
         .await;
     }
 
-    /// Writes everything down. The last handle to go closes the files.
+    /// Waits until everything done so far is on disk. The last handle to go closes the files.
     pub async fn close(&self) -> Result<(), StoreError> {
-        self.flush().await
+        self.meta.sync().await
     }
 
-    /// Stops as a killed process would: nothing more reaches the disk. For tests of recovery.
+    /// Stops as if killed or without power: nothing more is written down. For tests of recovery.
     #[doc(hidden)]
-    pub fn kill(&self) {
-        self.meta.kill();
+    pub fn crash(&self, how: crate::Crash) {
+        self.meta.crash(how);
     }
 
     /// The committed record called `id`, if it exists. Views of mutable records that are being

@@ -1,7 +1,7 @@
 //! Small named tables for other parts of the daemon: resolutions, ETags, history records.
 //!
-//! A table is ordered by key and read by prefix. Changes are visible at once and durable with the
-//! next group, or when [`Store::flush`](crate::Store::flush) returned.
+//! A table is ordered by key and read by prefix. Changes are visible at once and durable as all of the
+//! store's are (see [`Store::flush`](crate::Store::flush)).
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl Table {
         self.meta.set(T::Values, self.key(key.as_ref()), None);
     }
 
-    /// Several changes that reach the disk together; `None` removes.
+    /// Several changes that are kept together, or lost together; `None` removes.
     pub fn apply<K: AsRef<[u8]>>(&self, changes: impl IntoIterator<Item = (K, Option<Bytes>)>) {
         let changes = changes.into_iter();
         self.meta.set_all(changes.map(|(key, value)| (T::Values, self.key(key.as_ref()), value)));

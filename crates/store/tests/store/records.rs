@@ -1,7 +1,7 @@
 //! Life of records: written, committed, found, shown, shared.
 
 use expect_test::expect;
-use store::{NewRecord, RecordKind, StoreError};
+use store::{Crash, NewRecord, RecordKind, StoreError};
 
 use crate::*;
 
@@ -183,8 +183,8 @@ async fn tables_and_images_survive() {
     let held = store.content().put(&manifest, info).unwrap();
     store.images().tag("x:1", descriptor.clone()).await.unwrap();
     drop((held, table));
-    // What was told to be done is on disk even if the daemon dies now.
-    store.kill();
+    // What was told to be done is there even if the daemon dies now.
+    store.crash(Crash::Killed);
     drop(store);
     let store = open(folder.path());
     assert_eq!(store.images().get("x:1").unwrap().descriptor, descriptor);

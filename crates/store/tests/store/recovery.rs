@@ -1,6 +1,6 @@
 //! Crashes, damage, and two daemons on one folder.
 
-use store::{BlobOptions, NewRecord, RecordKind, StoreError, no_progress};
+use store::{BlobOptions, Crash, NewRecord, RecordKind, StoreError, no_progress};
 
 use crate::*;
 
@@ -24,7 +24,7 @@ async fn one_daemon_per_folder() {
 }
 
 #[tokio::test]
-async fn a_crash_loses_the_last_moments_only() {
+async fn a_loss_of_power_loses_the_last_moments_only() {
     let folder = folder();
     let store = open(folder.path());
     let early = with_file(&store, None, "early", "1").await;
@@ -35,12 +35,12 @@ async fn a_crash_loses_the_last_moments_only() {
         ..NewRecord::default()
     };
     let mount = store.create(mount).unwrap();
-    store.flush().await.unwrap();
+    store.close().await.unwrap();
     write(&mount.tree().unwrap(), "f", "written by the killed");
     let late = with_file(&store, Some(&early), "late", "2").await;
     let lost_blob = store.content().put(b"late", Default::default()).unwrap().digest();
     let unfinished = begin(&store, None, "unfinished");
-    store.kill();
+    store.crash(Crash::PowerLost);
     let (early_id, late_id) = (early.id().clone(), late.id().clone());
     // Handles end without anything being written down.
     drop((mount, early, late, unfinished, store));
@@ -62,6 +62,24 @@ async fn a_crash_loses_the_last_moments_only() {
     assert!(store.disk_usage(&[]).iter().all(|usage| usage.size > 0), "measured anew");
     assert_eq!(std::fs::read_dir(folder.path().join("content/ingest")).unwrap().count(), 0);
     assert_eq!(store.snapshotter().list().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_killed_daemon_loses_nothing_that_was_done() {
+    let folder = folder();
+    let store = open(folder.path());
+    let base = with_file(&store, None, "base", "1").await;
+    let top = with_file(&store, Some(&base), "top", "2").await;
+    let blob = store.content().put(b"blob", Default::default()).unwrap().digest();
+    let unfinished = begin(&store, None, "unfinished");
+    store.crash(Crash::Killed);
+    let top_id = top.id().clone();
+    drop((base, top, unfinished, store));
+    let store = open(folder.path());
+    assert!(store.recovery().is_empty(), "{:?}", store.recovery());
+    assert_eq!(list(&store.get(&top_id).unwrap().tree().unwrap()), "base 1\ntop 2");
+    assert!(store.content().info(&blob).is_some());
+    assert!(store.verify(false).await.unwrap().is_clean());
 }
 
 #[tokio::test]
@@ -174,7 +192,7 @@ async fn keys_survive_and_forget_what_is_gone() {
 async fn a_closed_store_says_so() {
     let folder = folder();
     let store = open(folder.path());
-    store.kill();
+    store.crash(Crash::Killed);
     assert!(matches!(store.flush().await, Err(StoreError::Closed)));
 }
 
@@ -195,10 +213,10 @@ async fn files_changed_just_before_a_crash_are_not_shown_as_they_were() {
 
     let store = open(folder.path());
     assert!(store.contains(&shown), "nothing happened to it");
-    store.flush().await.unwrap();
+    store.close().await.unwrap();
     let again = store.take_mutable(&id).unwrap();
     // From here on the rows do not reach the disk.
-    store.kill();
+    store.crash(Crash::PowerLost);
     write(&again.tree().unwrap(), "f", "2");
     drop((again, store));
 
