@@ -37,7 +37,7 @@ pub async fn dedupe(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     let step = format!("RUN sleep 1 # {}\n", base::id::random_id());
     let folder = fixture::tools(&scale.busybox, &step)?;
     let took = all(client, &[folder.path(); 20]).await?;
-    Ok(vec![("dedupe: 20 clients, one step of 1 s", took)])
+    Ok(vec![("dedupe: 20 clients, one step of 1 s", took.into())])
 }
 
 /// Different steps, wanted by forty.
@@ -55,5 +55,5 @@ pub async fn clients(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     }
     let paths: Vec<&Path> = folders.iter().map(|folder| folder.path()).collect();
     let took = all(client, &paths).await?;
-    Ok(vec![("clients: 40 clients, 5 steps each", took)])
+    Ok(vec![("clients: 40 clients, 5 steps each", took.into())])
 }

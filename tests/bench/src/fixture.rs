@@ -1,6 +1,7 @@
 //! Folders with what a build reads.
 
 use std::{
+    fmt::Write as _,
     fs::{self, File},
     io::{BufWriter, Write as _},
     path::Path,
@@ -63,5 +64,45 @@ pub fn big_file(mib: usize, seed: u64) -> anyhow::Result<TempDir> {
     }
     out.flush()?;
     fs::write(folder.path().join("Dockerfile"), "FROM scratch\nCOPY big /\n")?;
+    Ok(folder)
+}
+
+/// A context of `layers` folders with `mib` MiB in all, each of which becomes a layer: files of
+/// 50 KiB, a quarter of them random, the rest words, as programs and texts are.
+pub fn layers(mib: usize, layers: usize) -> anyhow::Result<TempDir> {
+    const SIZE: usize = 50 << 10;
+    let folder = tempfile::tempdir()?;
+    let mut state = base::time::unix_nanos(std::time::SystemTime::now()).cast_unsigned() | 1;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let words: Vec<String> = (0..512).map(|_| format!("{:x} ", random() % 0xff_ffff)).collect();
+    let mut dockerfile = String::from("FROM scratch\n");
+    for layer in 0..layers {
+        for number in 0..(mib << 20) / layers / SIZE {
+            let sub = folder.path().join(format!("l{layer}/d{}", number / 100));
+            if number % 100 == 0 {
+                fs::create_dir_all(&sub)?;
+            }
+            let mut text = Vec::with_capacity(SIZE + 16);
+            while text.len() < SIZE / 4 {
+                text.extend_from_slice(&random().to_le_bytes());
+            }
+            while text.len() < SIZE {
+                let mut bits = random();
+                for _ in 0..7 {
+                    let word = usize::try_from(bits % 512).expect("below 512");
+                    text.extend_from_slice(words[word].as_bytes());
+                    bits >>= 9;
+                }
+            }
+            fs::write(sub.join(format!("f{number}")), text)?;
+        }
+        let _ = writeln!(dockerfile, "COPY l{layer} /l{layer}");
+    }
+    fs::write(folder.path().join("Dockerfile"), dockerfile)?;
     Ok(folder)
 }

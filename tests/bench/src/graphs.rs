@@ -51,7 +51,7 @@ pub async fn deep(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     }
     let first = solve(client, &graph, last).await?;
     let again = solve(client, &graph, last).await?;
-    Ok(vec![("llb-deep: chain of file ops", first), ("llb-deep: cached", again)])
+    Ok(vec![("llb-deep: chain of file ops", first.into()), ("llb-deep: cached", again.into())])
 }
 
 /// Files side by side, joined in two rounds: one merge of all is more layers than a mount takes.
@@ -79,7 +79,7 @@ pub async fn wide(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     let joined = graph.merge(joins, Meta::default()).expect("there are vertices");
     let first = solve(client, &graph, joined).await?;
     let again = solve(client, &graph, joined).await?;
-    Ok(vec![("llb-wide: files side by side", first), ("llb-wide: cached", again)])
+    Ok(vec![("llb-wide: files side by side", first.into()), ("llb-wide: cached", again.into())])
 }
 
 /// Many layers laid over each other, then something done on them.
@@ -99,7 +99,7 @@ pub async fn merge(client: &Client, _scale: &Scale) -> anyhow::Result<Times> {
     let merged = graph.merge(layers, Meta::default());
     let last = graph.file(merged, file(&nonce, "/last".into()), Meta::default());
     let took = solve(client, &graph, last).await?;
-    Ok(vec![("merge: 100 layers, then a step", took)])
+    Ok(vec![("merge: 100 layers, then a step", took.into())])
 }
 
 /// A root file system made of the base's last output, for steps.

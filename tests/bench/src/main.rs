@@ -7,8 +7,10 @@
 mod crowds;
 mod fixture;
 mod graphs;
+mod images;
 mod lazy;
 mod memory;
+mod registry;
 mod start;
 mod table;
 mod workloads;
@@ -19,7 +21,8 @@ use anyhow::Context as _;
 use clap::Parser;
 use client::{Address, Client, ConnectOptions};
 
-use table::Table;
+use images::{Daemon, Shelf};
+use table::{Table, Value};
 use workloads::{Scale, Workload};
 
 /// Measure one daemon, or two against each other
@@ -53,6 +56,12 @@ struct Cli {
     /// Vertices of `llb-deep` and `llb-wide`
     #[arg(long, default_value_t = 10_000)]
     vertices: usize,
+    /// MiB of the images that are pushed, pulled and loaded
+    #[arg(long, default_value_t = 1024)]
+    image_mib: usize,
+    /// Files of `export-tree`
+    #[arg(long, default_value_t = 50_000)]
+    tree_files: usize,
     /// Static busybox
     #[arg(long, default_value = "/bin/busybox")]
     busybox: PathBuf,
@@ -67,16 +76,21 @@ async fn main() -> anyhow::Result<()> {
     let all = || <Workload as clap::ValueEnum>::value_variants().to_vec();
     let chosen = if cli.workloads.is_empty() { all() } else { cli.workloads.clone() };
     let mut daemons = Vec::new();
-    for address in cli.addr.iter().chain(&cli.against) {
+    for (index, address) in cli.addr.iter().chain(&cli.against).enumerate() {
         let client = Client::connect(&ConnectOptions::new(address.clone())).await?;
-        daemons.push(client);
+        let given = cli.pid.get(index).copied();
+        let pid = given.or_else(|| memory::daemon_of(client.address()).ok());
+        daemons.push(Daemon { client, pid });
     }
     let scale = Scale {
         files: cli.files,
         mib: cli.mib,
         vertices: cli.vertices,
+        image_mib: cli.image_mib,
+        tree_files: cli.tree_files,
         busybox: cli.busybox.clone(),
     };
+    let mut shelf = Shelf::new();
     let mut table =
         Table::new(&cli.names[..daemons.len().max(cli.daemon.len()).min(cli.names.len())]);
     for (position, workload) in chosen.iter().copied().enumerate() {
@@ -85,36 +99,39 @@ async fn main() -> anyhow::Result<()> {
                 for (index, command) in cli.daemon.iter().enumerate() {
                     for _ in 0..cli.rounds {
                         let took = start::measure(command).await?;
-                        table.time("start: first ListWorkers", index, took);
+                        table.add("start: first ListWorkers", index, took.into());
                     }
                 }
             }
             Workload::Memory => {
-                for (index, client) in daemons.iter().enumerate() {
-                    let pid = match cli.pid.get(index) {
-                        Some(pid) => *pid,
-                        None => memory::daemon_of(client.address())?,
-                    };
+                for (index, daemon) in daemons.iter().enumerate() {
+                    let address = daemon.client.address();
+                    let pid = daemon.pid.with_context(|| format!("give {address}'s --pid"))?;
                     let label = if position == 0 { "memory: idle" } else { "memory: afterwards" };
-                    table.bytes(label, index, memory::resident(pid)?);
+                    table.add(label, index, Value::Bytes(memory::resident(pid)?));
                 }
             }
             _ => {
                 for round in 0..cli.rounds {
-                    for (index, client) in daemons.iter().enumerate() {
+                    for (index, daemon) in daemons.iter().enumerate() {
                         eprintln!("{workload:?} round {} {}", round + 1, cli.names[index]);
-                        let times =
-                            workloads::run(workload, client, &scale).await.with_context(|| {
-                                format!("{workload:?} against {}", client.address())
-                            })?;
-                        for (label, took) in times {
-                            table.time(label, index, took);
+                        let times = workloads::run(workload, daemon, &mut shelf, &scale).await;
+                        let times = times.with_context(|| {
+                            format!("{workload:?} against {}", daemon.client.address())
+                        })?;
+                        for (label, value) in times {
+                            table.add(label, index, value);
                         }
                         // Let clean-up of this round not disturb the next one.
                         tokio::time::sleep(Duration::from_millis(300)).await;
                     }
                 }
             }
+        }
+    }
+    if chosen.iter().any(|workload| workload.leaves_images()) {
+        for daemon in &daemons {
+            images::prune(&daemon.client).await?;
         }
     }
     print!("{}", table.markdown());

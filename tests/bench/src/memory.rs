@@ -1,9 +1,52 @@
 //! A daemon's resident memory, children included.
 
-use std::os::unix::net::UnixStream;
+use std::{
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use client::Address;
+
+/// Time between two looks of a [`Watch`].
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Follows a process from now on.
+pub struct Watch {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Watch {
+    /// Starts looking, if the process is known.
+    pub fn start(pid: Option<i32>) -> Option<Self> {
+        let pid = pid?;
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = over.clone();
+        let thread = std::thread::spawn(move || {
+            let mut peak = 0;
+            loop {
+                peak = resident(pid).unwrap_or(0).max(peak);
+                if seen.load(Ordering::Relaxed) {
+                    return peak;
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+        });
+        Some(Self { over, thread })
+    }
+
+    /// The highest amount seen.
+    pub fn peak(self) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or(0)
+    }
+}
 
 /// The process that listens on a Unix socket.
 pub fn daemon_of(address: &Address) -> anyhow::Result<i32> {

@@ -8,6 +8,21 @@ enum Unit {
     Bytes,
 }
 
+/// One measurement.
+#[derive(Debug, Clone, Copy)]
+pub enum Value {
+    /// How long something took.
+    Time(Duration),
+    /// How large something was.
+    Bytes(u64),
+}
+
+impl From<Duration> for Value {
+    fn from(took: Duration) -> Self {
+        Self::Time(took)
+    }
+}
+
 struct Row {
     label: String,
     unit: Unit,
@@ -26,17 +41,12 @@ impl Table {
         Self { names: names.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a time.
-    pub fn time(&mut self, label: &str, daemon: usize, took: Duration) {
-        self.add(label, Unit::Seconds, daemon, took.as_secs_f64());
-    }
-
-    /// Adds a size.
-    pub fn bytes(&mut self, label: &str, daemon: usize, size: u64) {
-        self.add(label, Unit::Bytes, daemon, size as f64);
-    }
-
-    fn add(&mut self, label: &str, unit: Unit, daemon: usize, value: f64) {
+    /// Adds a measurement.
+    pub fn add(&mut self, label: &str, daemon: usize, value: Value) {
+        let (unit, value) = match value {
+            Value::Time(took) => (Unit::Seconds, took.as_secs_f64()),
+            Value::Bytes(size) => (Unit::Bytes, size as f64),
+        };
         let at = match self.rows.iter().position(|row| row.label == label) {
             Some(at) => at,
             None => {
@@ -114,7 +124,7 @@ mod tests {
     fn medians_and_ratio() {
         let mut table = Table::new(&["a".into(), "b".into()]);
         for (daemon, millis) in [(0, 10), (0, 30), (0, 20), (1, 40)] {
-            table.time("x", daemon, Duration::from_millis(millis));
+            table.add("x", daemon, Duration::from_millis(millis).into());
         }
         let expected = "| workload | a | range | b | range | b / a |\n\
                         | --- | ---: | ---: | ---: | ---: | ---: |\n\

@@ -10,7 +10,12 @@ use std::{
 use clap::ValueEnum;
 use client::{BuildRequest, Cancel, Client, Export, Target};
 
-use crate::{crowds, fixture, graphs, lazy};
+use crate::{
+    crowds, fixture, graphs,
+    images::{self, Daemon, Shelf},
+    lazy,
+    table::Value,
+};
 
 /// The workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,6 +46,26 @@ pub enum Workload {
     Clients,
     /// All steps cached remotely, on a base image that nothing needs to fetch
     Lazy,
+    /// An image of 20 layers and 1 GiB to an empty registry
+    PushCold,
+    /// The same image to the same registry again
+    PushNoop,
+    /// A build on an image of 1 GiB that has to be pulled
+    PullUnpack,
+    /// A tree of 50,000 files as OCI archive, gzip and zstd
+    ExportTree,
+    /// An image of 1 GiB out of an OCI layout, and out of a tar
+    Load,
+}
+
+impl Workload {
+    /// Whether it leaves gigabytes in the daemon, to be removed at the end.
+    pub fn leaves_images(self) -> bool {
+        matches!(
+            self,
+            Self::PushCold | Self::PushNoop | Self::PullUnpack | Self::ExportTree | Self::Load
+        )
+    }
 }
 
 /// Sizes of the workloads.
@@ -51,14 +76,25 @@ pub struct Scale {
     pub mib: usize,
     /// Vertices of `llb-deep` and `llb-wide`.
     pub vertices: usize,
+    /// Size of the images that are pushed, pulled and loaded.
+    pub image_mib: usize,
+    /// Files of `export-tree`.
+    pub tree_files: usize,
     /// Static busybox.
     pub busybox: PathBuf,
 }
 
-pub type Times = Vec<(&'static str, Duration)>;
+/// Measurements of one round.
+pub type Times = Vec<(&'static str, Value)>;
 
 /// One round.
-pub async fn run(workload: Workload, client: &Client, scale: &Scale) -> anyhow::Result<Times> {
+pub async fn run(
+    workload: Workload,
+    daemon: &Daemon,
+    shelf: &mut Shelf,
+    scale: &Scale,
+) -> anyhow::Result<Times> {
+    let client = &daemon.client;
     match workload {
         Workload::Start | Workload::Memory => Ok(Vec::new()),
         Workload::Noop => noop(client, scale).await,
@@ -72,6 +108,11 @@ pub async fn run(workload: Workload, client: &Client, scale: &Scale) -> anyhow::
         Workload::Dedupe => crowds::dedupe(client, scale).await,
         Workload::Clients => crowds::clients(client, scale).await,
         Workload::Lazy => lazy::lazy(client, scale).await,
+        Workload::PushCold => shelf.push_cold(daemon, scale).await,
+        Workload::PushNoop => shelf.push_noop(daemon, scale).await,
+        Workload::PullUnpack => shelf.pull(daemon, scale).await,
+        Workload::ExportTree => images::export_tree(daemon, scale).await,
+        Workload::Load => shelf.load(daemon, scale).await,
     }
 }
 
@@ -102,6 +143,11 @@ pub async fn send(client: &Client, request: BuildRequest) -> anyhow::Result<Dura
     Ok(took)
 }
 
+/// Attributes of an exporter or a cache.
+pub fn attrs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
 async fn noop(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     let steps: String = (0..30).fold(String::new(), |mut text, step| {
         let _ = writeln!(text, "RUN echo noop {step} > /step");
@@ -110,7 +156,7 @@ async fn noop(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     let folder = fixture::tools(&scale.busybox, &steps)?;
     build(client, folder.path(), "bench-noop", Vec::new()).await?;
     let took = build(client, folder.path(), "bench-noop", Vec::new()).await?;
-    Ok(vec![("noop: 30 cached steps", took)])
+    Ok(vec![("noop: 30 cached steps", took.into())])
 }
 
 async fn run50(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
@@ -123,7 +169,7 @@ async fn run50(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     });
     let folder = fixture::tools(&scale.busybox, &steps)?;
     let took = build(client, folder.path(), "bench", Vec::new()).await?;
-    Ok(vec![("run50: 50 × `RUN true`", took), ("run50: per step", took / 50)])
+    Ok(vec![("run50: 50 × `RUN true`", took.into()), ("run50: per step", (took / 50).into())])
 }
 
 async fn wide(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
@@ -140,7 +186,7 @@ async fn wide(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     }
     let folder = fixture::tools(&scale.busybox, &text)?;
     let took = build(client, folder.path(), "bench", Vec::new()).await?;
-    Ok(vec![("wide: 64 stages joined", took)])
+    Ok(vec![("wide: 64 stages joined", took.into())])
 }
 
 async fn ctx(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
@@ -151,9 +197,9 @@ async fn ctx(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     std::fs::write(folder.path().join("d0/f0"), base::id::random_id())?;
     let changed = build(client, folder.path(), &key, Vec::new()).await?;
     Ok(vec![
-        ("ctx: new files", cold),
-        ("ctx: unchanged", unchanged),
-        ("ctx: one file changed", changed),
+        ("ctx: new files", cold.into()),
+        ("ctx: unchanged", unchanged.into()),
+        ("ctx: one file changed", changed.into()),
     ])
 }
 
@@ -168,5 +214,5 @@ async fn big_oci(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
         target: Target::File("/dev/null".into()),
     };
     let export = build(client, folder.path(), &key, vec![export]).await?;
-    Ok(vec![("big-oci: send and copy", transfer), ("big-oci: export gzip", export)])
+    Ok(vec![("big-oci: send and copy", transfer.into()), ("big-oci: export gzip", export.into())])
 }
