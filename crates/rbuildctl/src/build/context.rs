@@ -185,17 +185,31 @@ pub fn named(values: &[String], request: &mut BuildRequest) -> anyhow::Result<()
         else {
             bail!("invalid --build-context {value}: expected NAME=CONTEXT");
         };
-        // Image names are compared without the parts docker fills in.
-        let name = match oci::Reference::parse(name) {
-            Ok(reference) => reference.familiar(),
-            Err(error) => bail!("invalid --build-context {name}: {error}"),
-        };
-        let name = name.strip_suffix(":latest").unwrap_or(&name).to_owned();
+        let name = context_name(name)?;
         let text = one_named(&name, context, request)?;
         named.insert(format!("context:{name}"), text);
     }
     request.frontend_attrs.extend(named);
     Ok(())
+}
+
+/// Image names are compared without the parts docker fills in, and with them the platform that a
+/// context may be for: `NAME::PLATFORM`.
+fn context_name(written: &str) -> anyhow::Result<String> {
+    let (name, platform) = match written.split_once("::") {
+        Some((name, platform)) => (name, Some(platform)),
+        None => (written, None),
+    };
+    let name = match oci::Reference::parse(name) {
+        Ok(reference) => reference.familiar(),
+        Err(error) => bail!("invalid --build-context {written}: {error}"),
+    };
+    let name = name.strip_suffix(":latest").unwrap_or(&name).to_owned();
+    let Some(platform) = platform else { return Ok(name) };
+    match base::Platform::parse(platform) {
+        Ok(platform) => Ok(format!("{name}::{}", platform.normalize().format_all())),
+        Err(error) => bail!("invalid --build-context {written}: {error}"),
+    }
 }
 
 fn one_named(name: &str, context: &str, request: &mut BuildRequest) -> anyhow::Result<String> {
@@ -240,6 +254,16 @@ fn one_named(name: &str, context: &str, request: &mut BuildRequest) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn context_names_are_written_in_one_way() {
+        let name = |text: &str| context_name(text).map_err(|error| error.to_string());
+        assert_eq!(name("docker.io/library/alpine:latest").as_deref(), Ok("alpine"));
+        assert_eq!(name("alpine:3::linux/aarch64").as_deref(), Ok("alpine:3::linux/arm64"));
+        assert_eq!(name("tool::arm/v7").as_deref(), Ok("tool::linux/arm/v7"));
+        assert!(name("tool::a/b/c/d").unwrap_err().starts_with("invalid --build-context tool::a"));
+        assert!(name("UP::linux/arm64").unwrap_err().starts_with("invalid --build-context UP"));
+    }
 
     #[test]
     fn tells_archives_from_dockerfiles() {
