@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 pub struct Url {
     /// In lower case.
     pub scheme: String,
-    user: String,
+    /// There may be one without a name.
+    user: Option<String>,
     /// With port.
     pub host: String,
     /// Percent-decoded.
@@ -33,17 +34,20 @@ impl Url {
         let (scheme, rest) = rest.split_once("://")?;
         let at = rest.find('/').unwrap_or(rest.len());
         let (authority, raw_path) = rest.split_at(at);
-        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (Some(user), host),
+            None => (None, authority),
+        };
         let is_user =
             |byte: u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte);
-        if !user.bytes().all(is_user) {
+        if !user.unwrap_or_default().bytes().all(is_user) {
             return None;
         }
         let scheme = scheme.to_ascii_lowercase();
         let host = decode_host(&scheme, host)?;
         Some(Self {
             scheme,
-            user: user.to_owned(),
+            user: user.map(str::to_owned),
             host,
             path: decode(raw_path, false)?,
             raw_path: raw_path.to_owned(),
@@ -57,11 +61,11 @@ impl Url {
     /// The URL up to the path.
     pub fn without_query_and_fragment(&self) -> String {
         let mut out = format!("{}:", self.scheme);
-        if !(self.user.is_empty() && self.host.is_empty() && self.path.is_empty()) {
+        if !(self.user.is_none() && self.host.is_empty() && self.path.is_empty()) {
             out.push_str("//");
         }
-        if !self.user.is_empty() {
-            let parts: Vec<String> = self.user.splitn(2, ':').map(escape_user).collect();
+        if let Some(user) = &self.user {
+            let parts: Vec<String> = user.splitn(2, ':').map(escape_user).collect();
             out.push_str(&parts.join(":"));
             out.push('@');
         }
@@ -198,6 +202,8 @@ mod tests {
         assert_eq!(bare.without_query_and_fragment(), "git://h/r?");
         let odd = Url::parse("https://u!:p%40@h\u{85}x/é a?q").unwrap();
         assert_eq!(odd.without_query_and_fragment(), "https://u%21:p%40@h%C2%85x/%C3%A9%20a");
+        let nameless = Url::parse("https://@h/r.git").unwrap();
+        assert_eq!(nameless.without_query_and_fragment(), "https://@h/r.git");
         for bad in ["x", "http://a b/", "http://h:x/", "http://h/%zz"] {
             assert_eq!(Url::parse(bad), None, "{bad}");
         }

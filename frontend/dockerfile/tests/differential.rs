@@ -10,7 +10,7 @@
 //! RBUILD_DFDIFF=dfdiff cargo test -p dockerfile --test differential -- --nocapture
 //! ```
 //!
-//! `RBUILD_SEED` and `RBUILD_CASES` choose the cases. Differences are listed, at most
+//! `RBUILD_SEED` and `RBUILD_CASES` choose the cases; `RBUILD_GIVEN` names a file of others. Differences are listed, at most
 //! `RBUILD_SHOW` of each sort; with `RBUILD_KINDS` the pairs of error kinds and official messages
 //! are listed too.
 
@@ -148,8 +148,51 @@ fn builds_are_alike() {
             case
         })
         .collect();
+    compare(&program, &cases);
+}
+
+/// Cases of a file, one JSON object a line as the official program reads them, each also as the
+/// sub-requests that look at it.
+#[test]
+fn given_builds_are_alike() {
+    let Some(program) = std::env::var_os("RBUILD_DFDIFF") else { return };
+    let Some(given) = std::env::var_os("RBUILD_GIVEN") else { return };
+    let text = std::fs::read_to_string(given).expect("read the given cases");
+    let mut cases = Vec::new();
+    for line in text.lines() {
+        let case = given_case(&serde_json::from_str(line).expect("a case is JSON"));
+        for request in ["frontend.lint", "frontend.outline", "frontend.targets"] {
+            let mut case = case.clone();
+            case.option("requestid", request);
+            cases.push(case);
+        }
+        cases.push(case);
+    }
+    compare(&program, &cases);
+}
+
+fn given_case(value: &Value) -> Case {
+    let mut case = Case::default();
+    let text = |value: &Value| value.as_str().expect("values are text").to_owned();
+    let members = |name: &str| value[name].as_object().into_iter().flatten();
+    for (key, value) in members("opts") {
+        case.option(key, text(value));
+    }
+    for (name, value) in members("inputs") {
+        case.inputs.insert(name.clone(), text(value));
+    }
+    for (source, files) in members("files") {
+        for (path, data) in files.as_object().into_iter().flatten() {
+            let data = base64::engine::general_purpose::STANDARD.decode(text(data));
+            case.file(source, path, data.expect("files are base64"));
+        }
+    }
+    case
+}
+
+fn compare(program: &std::ffi::OsStr, cases: &[Case]) {
     let questions: Vec<Value> = cases.iter().map(case_json).collect();
-    let answers = ask(&program, &questions);
+    let answers = ask(program, &questions);
     let images = Arc::new(Images::read(&images()));
     let graphs = Arc::new(Mutex::new(Graphs::default()));
     let mut report = Report::default();

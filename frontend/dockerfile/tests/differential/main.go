@@ -120,6 +120,15 @@ func definition(def *pb.Definition) any {
 	if def == nil {
 		return nil
 	}
+	// What is no text is not refused here, but cannot be written down.
+	for _, meta := range def.Metadata {
+		for key, value := range meta.Description {
+			meta.Description[key] = strings.ToValidUTF8(value, "\uFFFD")
+		}
+		if group := meta.ProgressGroup; group != nil {
+			group.Name = strings.ToValidUTF8(group.Name, "\uFFFD")
+		}
+	}
 	dt, err := proto.MarshalOptions{Deterministic: true}.Marshal(def)
 	if err != nil {
 		panic(err)
