@@ -101,8 +101,25 @@ impl LazyRef {
             Ok(built) => {
                 Ok(BuiltRef { output: built.output, keys: built.keys, record: built.record })
             }
-            Err(error) => Err(failure::from_build(&self.job, &error)),
+            Err(error) => Err(failure::from_build(&self.job, &error, |left| self.show(left))),
         }
+    }
+
+    /// A handle of a tree that is there already.
+    fn show(&self, output: &Ref) -> RefHandle {
+        let built = BuiltRef { output: Some(output.clone()), ..BuiltRef::default() };
+        RefHandle::new(
+            Arc::new(Self {
+                engine: self.engine.clone(),
+                job: self.job.clone(),
+                builder: self.builder.clone(),
+                trace: Trace::new(Arc::default()),
+                imports: Vec::new(),
+                policies: Vec::new(),
+                built: OnceCell::new_with(Some(built)),
+            }),
+            None,
+        )
     }
 
     /// The files, with all lazy layers fetched.
@@ -231,7 +248,8 @@ impl Bridge for JobBridge {
                 let (imports, policies) = (request.cache_imports, request.policies);
                 FrontendResult::single(Some(self.handle(definition, imports, policies)))
             }
-            SolveWhat::Frontend { name, options, inputs } => {
+            SolveWhat::Frontend { name, mut options, inputs } => {
+                options.remove(crate::JOBS_ATTR);
                 let child = self.child(&name, options, inputs);
                 let result = self.engine.run_frontend(&name, child.clone()).await?;
                 self.scope.add_child(child.scope.clone());

@@ -37,6 +37,10 @@ pub(crate) const DOCKERFILE_VERSION: &str = "1.26.0";
 /// How long a bridge call may come before its build.
 const REGISTRATION: Duration = Duration::from_secs(3);
 
+/// The attribute with which clients say how many steps of their build may run at once. It is no option
+/// of frontends: none is told of it.
+pub const JOBS_ATTR: &str = "rbuild.jobs";
+
 /// A build as it was asked for.
 #[derive(Debug, Clone, Default)]
 pub struct SolveRequest {
@@ -64,6 +68,8 @@ pub struct SolveRequest {
     pub internal: bool,
     /// 10, 20 or 30.
     pub compatibility: u32,
+    /// Most steps of this build that run at once; 0 is no limit of its own.
+    pub jobs: u32,
 }
 
 /// What makes a build's result.
@@ -242,7 +248,7 @@ impl Engine {
             request.policy_session.clone(),
         );
         self.jobs.add(&job)?;
-        let solving = self.solver.job(id, job.clone());
+        let solving = self.solver.limited_job(id, request.jobs, job.clone());
         let scope = Scope::of_build(request.work.asked(&request.attrs));
         let facts = BuildFacts::new(request.compatibility);
         let mut ending =

@@ -1,13 +1,21 @@
 //! One build's failures, as frontends and clients are told them.
 
-use frontend_api::{Code, FrontendError};
+use std::sync::Arc;
+
+use frontend_api::{Code, FrontendError, RefHandle, Remains};
 use ops::OpError;
 use solver::BuildError;
+use store::Ref;
 
 use crate::Job;
 
-/// The failure of an edge, with the vertex and its place in a source file.
-pub(crate) fn from_build(job: &Job, error: &BuildError<OpError>) -> FrontendError {
+/// The failure of an edge, with the vertex, its place in a source file, and the trees it left,
+/// of which `show` makes handles.
+pub(crate) fn from_build(
+    job: &Job,
+    error: &BuildError<OpError>,
+    show: impl Fn(&Ref) -> RefHandle,
+) -> FrontendError {
     match error {
         BuildError::Vertex { vertex, cause, .. } => {
             let mut failure = from_op(cause);
@@ -15,8 +23,11 @@ pub(crate) fn from_build(job: &Job, error: &BuildError<OpError>) -> FrontendErro
                 let received = job.received(vertex);
                 let digest = received.as_ref().map_or(*vertex, |received| received.digest);
                 failure.vertex = digest.to_string();
-                for (info, ranges) in received.into_iter().flat_map(|known| known.locations) {
-                    failure = failure.at(info, ranges);
+                if let Some(received) = received {
+                    failure.remains = Some(remains(&received.vertex, cause, show));
+                    for (info, ranges) in received.locations {
+                        failure = failure.at(info, ranges);
+                    }
                 }
             }
             failure
@@ -31,6 +42,22 @@ pub(crate) fn from_build(job: &Job, error: &BuildError<OpError>) -> FrontendErro
         BuildError::NotLoaded { .. } => FrontendError::with_code(Code::Internal, error.to_string()),
         BuildError::Cancelled => FrontendError::with_code(Code::Canceled, "context canceled"),
     }
+}
+
+fn remains(
+    vertex: &llb::Vertex,
+    cause: &OpError,
+    show: impl Fn(&Ref) -> RefHandle,
+) -> Arc<Remains> {
+    let left = cause.remains();
+    let show = |refs: &[Option<Ref>]| refs.iter().map(|one| one.as_ref().map(&show)).collect();
+    Arc::new(Remains {
+        op: vertex.op.clone(),
+        description: vertex.metadata.description.clone(),
+        inputs: left.map(|left| show(&left.inputs)).unwrap_or_default(),
+        mounts: left.map(|left| show(&left.mounts)).unwrap_or_default(),
+        subject: left.and_then(|left| left.subject),
+    })
 }
 
 /// The failure of an op.

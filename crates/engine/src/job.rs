@@ -57,6 +57,7 @@ struct Graphs {
 /// What a client said of a vertex: digest of the bytes it sent, and their places in source files.
 pub(crate) struct Received {
     pub digest: Digest,
+    pub vertex: Arc<llb::Vertex>,
     pub locations: Vec<(pb::SourceInfo, Vec<pb::Range>)>,
 }
 
@@ -103,7 +104,7 @@ impl Job {
         let graphs = self.graphs();
         let (number, vertex) = graphs.vertices.get(vertex)?;
         let locations = graphs.definitions[*number].locations(vertex);
-        Some(Received { digest: vertex.received, locations })
+        Some(Received { digest: vertex.received, vertex: vertex.clone(), locations })
     }
 
     /// Gets the log of a step that others ran or are running. The solver waits for whoever tells it

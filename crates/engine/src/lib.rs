@@ -25,7 +25,7 @@ mod steps;
 pub use cache::CacheEntry;
 pub use capabilities::LLB as LLB_CAPABILITIES;
 pub(crate) use containers::Containers;
-pub use engine::{Engine, FrontendImages, Settings, SolveRequest, Work, host_platforms};
+pub use engine::{Engine, FrontendImages, JOBS_ATTR, Settings, SolveRequest, Work, host_platforms};
 pub use history::{History, HistoryLimits};
 pub use job::{Job, Jobs};
 pub use journal::{Counts, Journal, LogLimit, Reader, split};

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use base::goquote::Quoted;
-use frontend_api::{Code, ErrorDetail};
+use frontend_api::{Code, ErrorDetail, Subject};
 use snapshot::{contenthash::HashError, copy::FileError};
+use store::Ref;
 
 use crate::key::KeyError;
 
@@ -73,6 +74,25 @@ pub enum OpError {
     /// Nobody wants the outcome any more.
     #[error("context canceled")]
     Cancelled,
+    /// It failed and left trees behind.
+    #[error("{cause}")]
+    Left {
+        /// Why.
+        cause: Arc<OpError>,
+        /// The trees; they live as long as the error.
+        remains: Arc<Remains>,
+    },
+}
+
+/// The trees that a failed op had.
+#[derive(Debug)]
+pub struct Remains {
+    /// By mount of an exec, or by input of a file op.
+    pub inputs: Vec<Option<Ref>>,
+    /// As they were when it failed: by mount of an exec, or by action of a file op.
+    pub mounts: Vec<Option<Ref>>,
+    /// Which part failed.
+    pub subject: Option<Subject>,
 }
 
 fn exit_text(code: i32, out_of_memory: bool) -> String {
@@ -89,6 +109,7 @@ impl OpError {
             Self::Cancelled => Code::Canceled,
             Self::Store(error) if error.is_no_space() => Code::ResourceExhausted,
             Self::Exit { out_of_memory: true, .. } => Code::ResourceExhausted,
+            Self::Left { cause, .. } => cause.code(),
             _ => Code::Unknown,
         }
     }
@@ -98,6 +119,7 @@ impl OpError {
         match self {
             Self::SourceKey(_) => format!("failed to load cache key: {self}"),
             Self::Checksum { .. } => format!("failed to compute cache key: {self}"),
+            Self::Left { cause, .. } => cause.summary(),
             _ => self.to_string(),
         }
     }
@@ -117,7 +139,29 @@ impl OpError {
                 type_url: "github.com/moby/buildkit/gatewayapi.ExitMessage+json".into(),
                 value: format!("{{\"Code\":{code}}}").into(),
             }],
+            Self::Left { cause, .. } => cause.details(),
             _ => Vec::new(),
+        }
+    }
+
+    /// Adds the trees it left behind.
+    pub(crate) fn leaving(self, remains: Remains) -> Self {
+        Self::Left { cause: Arc::new(self), remains: Arc::new(remains) }
+    }
+
+    /// The trees it left behind.
+    pub fn remains(&self) -> Option<&Remains> {
+        match self {
+            Self::Left { remains, .. } => Some(remains),
+            _ => None,
+        }
+    }
+
+    /// What went wrong, whatever was left behind.
+    pub(crate) fn cause(&self) -> &Self {
+        match self {
+            Self::Left { cause, .. } => cause.cause(),
+            other => other,
         }
     }
 

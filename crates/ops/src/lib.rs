@@ -14,7 +14,7 @@ pub mod key;
 mod keyjson;
 mod worker;
 
-pub use error::OpError;
+pub use error::{OpError, Remains};
 pub use exec::mounts::{Mounter, Ready, secret, secret_env};
 pub use exec::run::{extra_hosts, network, rlimits, security};
 pub use jobs::{Jobs, LogStream, StepLog};

@@ -6,6 +6,7 @@ use std::{
 };
 
 use base::{Digest, Platform};
+use frontend_api::Subject;
 use llb::pb::{self, op::Op};
 use snapshot::contenthash::Query;
 use solver::{
@@ -14,7 +15,7 @@ use solver::{
 use store::{Ref, Store};
 
 use crate::{
-    Jobs, OpError, StepLog,
+    Jobs, OpError, Remains, StepLog,
     cache_mount::CacheMounts,
     exec, file,
     key::{self, Selector},
@@ -219,10 +220,13 @@ impl solver::Worker for Worker {
         let digest = tokio::task::spawn_blocking(move || {
             content_digest(reference.as_ref(), &selectors, &worker)
         });
-        let digest = digest.await;
-        digest
-            .map_err(|error| OpError::invalid(format!("content digest broke off: {error}")))?
-            .map(Some)
+        let digest = digest
+            .await
+            .map_err(|error| OpError::invalid(format!("content digest broke off: {error}")))?;
+        digest.map(Some).map_err(|error| {
+            let (inputs, subject) = (vec![output.clone()], Some(Subject::Input(input)));
+            error.leaving(Remains { inputs, mounts: Vec::new(), subject })
+        })
     }
 
     async fn execute(
@@ -397,7 +401,7 @@ impl Worker {
 
     /// Writers of this process fail as on a full disk while the store is at its ceiling.
     fn at_ceiling(&self, error: OpError) -> OpError {
-        match (&error, self.store.at_ceiling()) {
+        match (error.cause(), self.store.at_ceiling()) {
             (OpError::Exit { .. } | OpError::Cancelled, _) | (_, None) => error,
             (_, Some(store::Pressure { used, ceiling })) => {
                 store::StoreError::Ceiling { used, ceiling }.into()

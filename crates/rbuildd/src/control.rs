@@ -391,7 +391,7 @@ fn usage_record(usage: Usage) -> UsageRecord {
 }
 
 /// What a solve request means; refuses what this daemon cannot do.
-fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError> {
+fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError> {
     let unsupported = |what: &str, instead: &str| {
         Err(FrontendError::with_code(
             Code::Unimplemented,
@@ -425,6 +425,16 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
     if wire.enable_session_exporter {
         return unsupported("choosing exporters after the build", "name the output in the request");
     }
+    let jobs = match wire.frontend_attrs.remove(engine::JOBS_ATTR) {
+        None => 0,
+        Some(text) => text.parse().map_err(|_| {
+            let name = engine::JOBS_ATTR;
+            FrontendError::with_code(
+                Code::InvalidArgument,
+                format!("invalid {name} {text:?}: not a number of steps"),
+            )
+        })?,
+    };
     let definition = wire.definition.filter(|definition| !definition.def.is_empty());
     let inputs = wire.frontend_inputs;
     let work = match (definition, wire.frontend.as_str(), inputs.is_empty()) {
@@ -458,6 +468,7 @@ fn solve_request(wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError
         policy_session: wire.source_policy_session,
         internal: wire.internal,
         compatibility: compatibility as u32,
+        jobs,
     })
 }
 

@@ -3,10 +3,12 @@
 //! An error travels: a layer that knows where it happened adds a source, a layer that knows the
 //! vertex adds that. Nothing already said is dropped on the way.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use llb::pb;
+
+use crate::RefHandle;
 
 /// A failure of a frontend or of a question it asked.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +23,32 @@ pub struct FrontendError {
     pub vertex: String,
     /// Further typed details, passed on to the client unchanged.
     pub details: Vec<ErrorDetail>,
+    /// What the failed vertex left behind.
+    pub remains: Option<Arc<Remains>>,
+}
+
+/// A vertex that failed and the trees it had, for whoever wants to look into them.
+#[derive(Debug, Clone, Default)]
+pub struct Remains {
+    /// The operation.
+    pub op: pb::Op,
+    /// What its client said of it.
+    pub description: BTreeMap<String, String>,
+    /// By mount of an exec, or by input of a file operation.
+    pub inputs: Vec<Option<RefHandle>>,
+    /// As they were when it failed: by mount of an exec, or by action of a file operation.
+    pub mounts: Vec<Option<RefHandle>>,
+    /// Which part of it failed.
+    pub subject: Option<Subject>,
+}
+
+/// The part of an operation that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// An action of a file operation.
+    Action(usize),
+    /// Digesting the content of an input; the tree is the only one of [`Remains::inputs`].
+    Input(usize),
 }
 
 /// A file and places in it.

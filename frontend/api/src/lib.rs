@@ -16,7 +16,7 @@ pub use bridge::{
     Bridge, CacheImport, FileRange, FileStat, Frontend, SolveRequest, SolveWhat, Warning,
     WorkerInfo,
 };
-pub use error::{Code, ErrorDetail, ErrorSource, FrontendError};
+pub use error::{Code, ErrorDetail, ErrorSource, FrontendError, Remains, Subject};
 pub use meta::{ChecksumRequest, GitMeta, HttpMeta, ImageMeta, SourceMeta, SourceMetaRequest};
 pub use result::{
     Attestation, AttestationKind, FrontendResult, InTotoSubject, RefHandle, Refs, SubjectKind,

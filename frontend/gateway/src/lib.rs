@@ -5,6 +5,7 @@
 //! to is the business of [`Runs`]. Invariant: ids given out die with their run.
 
 pub mod capabilities;
+mod protojson;
 mod run;
 mod service;
 pub mod status;

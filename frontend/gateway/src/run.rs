@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use frontend_api::{Bridge, FrontendError, FrontendResult, RefHandle};
+use frontend_api::{Bridge, FrontendError, FrontendResult, RefHandle, Remains};
 use llb::pb;
 use proto::frontend;
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +22,8 @@ pub struct Run {
     makes_containers: Arc<dyn Containers>,
     refs: Mutex<HashMap<String, RefHandle>>,
     containers: Mutex<HashMap<String, Arc<dyn Container>>>,
+    /// What failures that the far side was told of left behind, by the ids in them.
+    remains: Mutex<HashMap<String, Arc<Remains>>>,
     outcome: Mutex<Option<oneshot::Sender<Outcome>>>,
 }
 
@@ -38,6 +40,7 @@ impl Run {
             makes_containers: containers,
             refs: Mutex::default(),
             containers: Mutex::default(),
+            remains: Mutex::default(),
             outcome: Mutex::new(Some(sender)),
         };
         (Arc::new(run), receiver)
@@ -71,10 +74,34 @@ impl Run {
         frontend::Ref { id, def: reference.definition().map(|definition| (**definition).clone()) }
     }
 
+    /// Tells the far side of a failure; it may look into the trees that are left.
+    pub fn failure(&self, mut error: FrontendError) -> tonic::Status {
+        if let Some(remains) = error.remains.clone() {
+            let register = |refs: &[Option<RefHandle>]| -> Vec<String> {
+                refs.iter().map(|one| self.register(one.as_ref()).id).collect()
+            };
+            let (inputs, mounts) = (register(&remains.inputs), register(&remains.mounts));
+            crate::status::add_remains(&mut error, &remains, &inputs, &mounts);
+            let mut known = self.remains.lock().expect("no panic while holding remains");
+            let ids = inputs.into_iter().chain(mounts).filter(|id| !id.is_empty());
+            known.extend(ids.map(|id| (id, remains.clone())));
+        }
+        crate::status::to_tonic(&error)
+    }
+
+    /// A failure that the far side passes on, with the trees that it was told of.
+    fn returned(&self, error: &proto::google::rpc::Status) -> FrontendError {
+        let mut error = crate::status::from_wire(error);
+        let known = self.remains.lock().expect("no panic while holding remains");
+        let mut ids = crate::status::remaining_ids(&error);
+        error.remains = ids.find_map(|id| known.get(&id).cloned());
+        error
+    }
+
     /// Ends the run with what the far side returned.
     pub fn finish(&self, request: frontend::ReturnRequest) -> Result<(), tonic::Status> {
         let outcome = match request.error {
-            Some(error) => Err(crate::status::from_wire(&error)),
+            Some(error) => Err(self.returned(&error)),
             None => Ok(wire::result_from_wire(request.result.unwrap_or_default(), |id| {
                 self.find(id)
                     .map_err(|_| tonic::Status::unknown(format!("return reference {id} not found")))
@@ -134,6 +161,7 @@ impl Run {
             _ = container.release().await;
         }
         self.refs.lock().expect("no panic while holding refs").clear();
+        self.remains.lock().expect("no panic while holding remains").clear();
     }
 }
 

@@ -139,7 +139,7 @@ impl<R: Runs> LlbBridge for Service<R> {
             evaluate: request.evaluate,
             policies: request.source_policies,
         };
-        let mut result = run.bridge().solve(solve).await.map_err(|error| to_tonic(&error))?;
+        let mut result = run.bridge().solve(solve).await.map_err(|error| run.failure(error))?;
         if request.r#final {
             if !request.exporter_attr.is_empty() {
                 let extra: std::collections::BTreeMap<String, String> =
@@ -186,7 +186,7 @@ impl<R: Runs> LlbBridge for Service<R> {
             .bridge()
             .read_file(&reference, &request.file_path, range)
             .await
-            .map_err(|error| to_tonic(&error))?;
+            .map_err(|error| run.failure(error))?;
         Ok(Response::new(wire::ReadFileResponse { data }))
     }
 
@@ -202,7 +202,7 @@ impl<R: Runs> LlbBridge for Service<R> {
             .bridge()
             .read_dir(&reference, &request.dir_path, &request.include_pattern)
             .await
-            .map_err(|error| to_tonic(&error))?;
+            .map_err(|error| run.failure(error))?;
         Ok(Response::new(wire::ReadDirResponse {
             entries: entries.into_iter().map(convert::stat_to_wire).collect(),
         }))
@@ -219,7 +219,7 @@ impl<R: Runs> LlbBridge for Service<R> {
             .bridge()
             .stat_file(&reference, &request.path)
             .await
-            .map_err(|error| to_tonic(&error))?;
+            .map_err(|error| run.failure(error))?;
         Ok(Response::new(wire::StatFileResponse { stat: Some(convert::stat_to_wire(stat)) }))
     }
 
@@ -229,7 +229,7 @@ impl<R: Runs> LlbBridge for Service<R> {
     ) -> Result<Response<wire::EvaluateResponse>, Status> {
         let run = self.run(&request).await?;
         if let Some(reference) = run.find(&request.into_inner().r#ref)? {
-            run.bridge().evaluate(&reference).await.map_err(|error| to_tonic(&error))?;
+            run.bridge().evaluate(&reference).await.map_err(|error| run.failure(error))?;
         }
         Ok(Response::new(wire::EvaluateResponse {}))
     }

@@ -5,13 +5,16 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use frontend_api::{Code, ErrorDetail, ErrorSource, FrontendError};
+use frontend_api::{Code, ErrorDetail, ErrorSource, FrontendError, Remains, Subject};
 use llb::pb;
 use prost::Message as _;
 use proto::google::rpc;
 use serde_json::{Map, Value, json};
 
+use crate::protojson;
+
 const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
+const SOLVE: &str = "github.com/moby/buildkit/errdefs.Solve+json";
 const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
 
 /// A status for the wire, with all details.
@@ -55,6 +58,58 @@ pub fn from_wire(status: &rpc::Status) -> FrontendError {
         }
     }
     error
+}
+
+/// Puts what a vertex left behind into the details, its trees by the ids they were given.
+pub(crate) fn add_remains(
+    error: &mut FrontendError,
+    remains: &Remains,
+    inputs: &[String],
+    mounts: &[String],
+) {
+    let mut json = Map::new();
+    if !inputs.is_empty() {
+        json.insert("inputIDs".into(), inputs.into());
+    }
+    if !mounts.is_empty() {
+        json.insert("mountIDs".into(), mounts.into());
+    }
+    match protojson::of("pb.Op", &remains.op.encode_to_vec()) {
+        Ok(op) => _ = json.insert("op".into(), op),
+        Err(error) => tracing::warn!(%error, "a failed operation cannot be told of"),
+    }
+    // Zeros are left out, as everywhere in this form.
+    let subject = |index: usize| match index {
+        0 => json!({}),
+        index => json!({"index": index.to_string()}),
+    };
+    match remains.subject {
+        Some(Subject::Action(index)) => _ = json.insert("file".into(), subject(index)),
+        Some(Subject::Input(index)) => _ = json.insert("cache".into(), subject(index)),
+        None => {}
+    }
+    if !remains.description.is_empty() {
+        json.insert("description".into(), json!(remains.description));
+    }
+    error.details.retain(|detail| detail.type_url != SOLVE);
+    let value = base::gojson::to_vec(&Value::from(json)).into();
+    error.details.push(ErrorDetail { type_url: SOLVE.into(), value });
+}
+
+/// The ids of trees in an error's details.
+pub(crate) fn remaining_ids(error: &FrontendError) -> impl Iterator<Item = String> + use<> {
+    let details = error.details.iter().filter(|detail| detail.type_url == SOLVE);
+    let ids: Vec<String> = details
+        .filter_map(|detail| serde_json::from_slice::<Value>(&detail.value).ok())
+        .flat_map(|json| {
+            ["inputIDs", "mountIDs"]
+                .into_iter()
+                .flat_map(|name| json[name].as_array().cloned().unwrap_or_default())
+                .filter_map(|id| id.as_str().map(str::to_owned))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    ids.into_iter().filter(|id| !id.is_empty())
 }
 
 fn kept(detail: &prost_types::Any) -> ErrorDetail {

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::mounts::{Mounter, Ready, secret_env};
-use crate::{LogStream, Machine, OpError};
+use crate::{LogStream, Machine, OpError, Remains};
 
 /// A pipe read.
 const CHUNK: usize = 32 << 10;
@@ -41,9 +41,7 @@ enum After {
     /// Commit what was written.
     Commit(MutRef),
     /// Was written, is thrown away.
-    Scratch(
-        #[expect(dead_code, reason = "held until the process ends, removed by its drop")] MutRef,
-    ),
+    Scratch(MutRef),
 }
 
 /// A mount made ready; the values keep its data alive while the process runs.
@@ -76,8 +74,9 @@ impl Run<'_> {
         drop(others);
         let root = root.ok_or_else(|| OpError::invalid("mount / has no input"))?;
         let spec = self.spec(&meta, root, &mut prepared).await?;
-        let outcome = self.process(spec, &meta, args).await;
-        outcome?;
+        if let Err(error) = self.process(spec, &meta, args).await {
+            return Err(self.leave(error, prepared).await);
+        }
         let mut outputs = Vec::new();
         for one in prepared {
             match (one.output, one.after) {
@@ -88,6 +87,32 @@ impl Run<'_> {
             }
         }
         Ok(outputs)
+    }
+
+    /// Adds the trees to a failure, with what the process wrote; source: LLB notes §4.10.
+    async fn leave(&self, error: OpError, prepared: Vec<Prepared>) -> OpError {
+        if matches!(error, OpError::Cancelled) {
+            return error;
+        }
+        let count = prepared.len();
+        let (mut inputs, mut mounts) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for (mount, one) in self.op.mounts.iter().zip(prepared) {
+            let input = usize::try_from(mount.input).ok();
+            let input = input.and_then(|index| self.inputs.get(index).cloned().flatten());
+            mounts.push(match one.after {
+                After::Commit(tree) | After::Scratch(tree) => match tree.commit().await {
+                    Ok(reference) => {
+                        reference.discard_when_released();
+                        Some(reference)
+                    }
+                    // Then that tree cannot be looked at; the failure counts.
+                    Err(_) => None,
+                },
+                After::Nothing | After::Input(_) => input.clone(),
+            });
+            inputs.push(input);
+        }
+        error.leaving(Remains { inputs, mounts, subject: None })
     }
 
     fn input(&self, mount: &pb::Mount) -> Result<Option<(usize, Option<&Ref>)>, OpError> {

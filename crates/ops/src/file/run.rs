@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use frontend_api::Subject;
 use llb::pb::{self, file_action::Action};
 use snapshot::copy::{self, Account, CopyOptions, FileError, Owner};
 use store::{MutRef, NewRecord, Ref, Store};
 
-use crate::OpError;
+use crate::{OpError, Remains};
 
 /// What an action left behind.
 enum Made {
@@ -162,56 +163,13 @@ impl Run<'_> {
         let source = self.readable(action.secondary_input)?;
         let owner = self.owner(at, action)?;
         let target = self.writable(action.input)?;
-        let tree = target.tree()?;
-        let failed = |cause: FileError| OpError::File { action: at, cause: Arc::new(cause) };
-        match action.action.as_ref() {
-            Some(Action::Mkdir(folder)) => {
-                let mode = folder.mode as u32 & 0o777;
-                copy::mkdir(
-                    &tree,
-                    &folder.path,
-                    mode,
-                    folder.make_parents,
-                    owner,
-                    time(folder.timestamp),
-                )
-                .map_err(failed)?;
-            }
-            Some(Action::Mkfile(file)) => {
-                let mode = file.mode as u32 & 0o777;
-                copy::mkfile(&tree, &file.path, mode, &file.data, owner, time(file.timestamp))
-                    .map_err(failed)?;
-            }
-            Some(Action::Symlink(link)) => {
-                copy::symlink(&tree, &link.oldpath, &link.newpath, owner, time(link.timestamp))
-                    .map_err(failed)?;
-            }
-            Some(Action::Rm(rm)) => {
-                copy::rm(&tree, &rm.path, rm.allow_not_found, rm.allow_wildcard).map_err(failed)?;
-            }
-            Some(Action::Copy(action)) => {
-                let source = source.as_ref().map(Ref::tree).transpose()?;
-                let options = CopyOptions {
-                    owner,
-                    mode: u32::try_from(action.mode).ok().map(|mode| mode & 0o7777),
-                    mode_text: action.mode_str.clone(),
-                    follow_symlink: action.follow_symlink,
-                    copy_dir_contents: action.dir_copy_contents,
-                    unpack: action.attempt_unpack_docker_compatibility,
-                    create_dest_path: action.create_dest_path,
-                    allow_wildcard: action.allow_wildcard,
-                    allow_empty_wildcard: action.allow_empty_wildcard,
-                    timestamp: time(action.timestamp),
-                    include: action.include_patterns.clone(),
-                    exclude: action.exclude_patterns.clone(),
-                    always_replace: action.always_replace_existing_dest_paths,
-                };
-                copy::copy(source.as_ref(), &action.src, &tree, &action.dest, &options)
-                    .map_err(failed)?;
-            }
-            None => return Err(OpError::invalid(format!("file action {at} has no kind"))),
+        if let Err(error) = act(at, action, source, owner, &target) {
+            let mut mounts: Vec<Option<Ref>> = self.op.actions.iter().map(|_| None).collect();
+            mounts[at] = target.commit_blocking().ok();
+            mounts[at].iter().for_each(Ref::discard_when_released);
+            let (inputs, subject) = (self.inputs.to_vec(), Some(Subject::Action(at)));
+            return Err(error.leaving(Remains { inputs, mounts, subject }));
         }
-        drop(tree);
         self.made[at] = Made::Open(target);
         Ok(())
     }
@@ -289,6 +247,66 @@ impl Run<'_> {
         )
         .map_err(|cause| OpError::File { action: at, cause: Arc::new(cause) })
     }
+}
+
+/// One action on the tree it writes to.
+fn act(
+    at: usize,
+    action: &pb::FileAction,
+    source: Option<Ref>,
+    owner: Option<Owner>,
+    target: &MutRef,
+) -> Result<(), OpError> {
+    let tree = target.tree()?;
+    let failed = |cause: FileError| OpError::File { action: at, cause: Arc::new(cause) };
+    match action.action.as_ref() {
+        Some(Action::Mkdir(folder)) => {
+            let mode = folder.mode as u32 & 0o777;
+            copy::mkdir(
+                &tree,
+                &folder.path,
+                mode,
+                folder.make_parents,
+                owner,
+                time(folder.timestamp),
+            )
+            .map_err(failed)?;
+        }
+        Some(Action::Mkfile(file)) => {
+            let mode = file.mode as u32 & 0o777;
+            copy::mkfile(&tree, &file.path, mode, &file.data, owner, time(file.timestamp))
+                .map_err(failed)?;
+        }
+        Some(Action::Symlink(link)) => {
+            copy::symlink(&tree, &link.oldpath, &link.newpath, owner, time(link.timestamp))
+                .map_err(failed)?;
+        }
+        Some(Action::Rm(rm)) => {
+            copy::rm(&tree, &rm.path, rm.allow_not_found, rm.allow_wildcard).map_err(failed)?;
+        }
+        Some(Action::Copy(action)) => {
+            let source = source.as_ref().map(Ref::tree).transpose()?;
+            let options = CopyOptions {
+                owner,
+                mode: u32::try_from(action.mode).ok().map(|mode| mode & 0o7777),
+                mode_text: action.mode_str.clone(),
+                follow_symlink: action.follow_symlink,
+                copy_dir_contents: action.dir_copy_contents,
+                unpack: action.attempt_unpack_docker_compatibility,
+                create_dest_path: action.create_dest_path,
+                allow_wildcard: action.allow_wildcard,
+                allow_empty_wildcard: action.allow_empty_wildcard,
+                timestamp: time(action.timestamp),
+                include: action.include_patterns.clone(),
+                exclude: action.exclude_patterns.clone(),
+                always_replace: action.always_replace_existing_dest_paths,
+            };
+            copy::copy(source.as_ref(), &action.src, &tree, &action.dest, &options)
+                .map_err(failed)?;
+        }
+        None => return Err(OpError::invalid(format!("file action {at} has no kind"))),
+    }
+    Ok(())
 }
 
 enum Place {

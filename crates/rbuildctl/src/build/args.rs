@@ -138,6 +138,9 @@ pub struct BuildArgs {
     /// Do not use cached results
     #[arg(long)]
     pub no_cache: bool,
+    /// Most steps of this build that run at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: Option<u32>,
     /// Privilege the build may use: network.host, security.insecure, device
     #[arg(long, value_name = "ENTITLEMENT")]
     pub allow: Vec<String>,

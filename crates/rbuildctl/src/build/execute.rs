@@ -29,6 +29,9 @@ pub fn common(args: &BuildArgs, form: Form, request: &mut BuildRequest) -> anyho
     for text in &args.allow {
         request.entitlements.push(parse::entitlement(text)?);
     }
+    if let Some(jobs) = args.jobs {
+        request.frontend_attrs.insert("rbuild.jobs".into(), jobs.to_string());
+    }
     if let Some(path) = &args.source_policy_file {
         request.source_policy = Some(parse::source_policy(path)?);
     }
