@@ -64,21 +64,16 @@ struct State {
     stored: BTreeMap<String, Kept>,
 }
 
-/// A stored record, encoded: thousands of them stay in memory.
+/// What is in memory of a stored record: there may be thousands, and they are rarely asked for.
 struct Kept {
     completed: Option<SystemTime>,
     pinned: bool,
-    bytes: Bytes,
 }
 
 impl Kept {
     fn new(record: &BuildHistoryRecord) -> Self {
         let completed = record.completed_at.and_then(|at| SystemTime::try_from(at).ok());
-        Self { completed, pinned: record.pinned, bytes: record.encode_to_vec().into() }
-    }
-
-    fn record(&self) -> BuildHistoryRecord {
-        BuildHistoryRecord::decode(self.bytes.clone()).unwrap_or_default()
+        Self { completed, pinned: record.pinned }
     }
 }
 
@@ -262,9 +257,8 @@ impl History {
         {
             let mut state = self.state();
             state.active.remove(&started.reference);
-            let kept = Kept::new(&record);
-            self.table.put(&started.reference, kept.bytes.clone());
-            state.stored.insert(started.reference.clone(), kept);
+            self.table.put(&started.reference, record.encode_to_vec());
+            state.stored.insert(started.reference.clone(), Kept::new(&record));
         }
         self.tell(BuildHistoryEventType::Complete, record);
         self.collect();
@@ -300,7 +294,22 @@ impl History {
         if self.state().active.contains_key(reference) && *self.pending.borrow() > 0 {
             self.settled().await;
         }
-        self.state().stored.get(reference).map(Kept::record)
+        let stored = self.state().stored.contains_key(reference);
+        if stored { self.read(reference) } else { None }
+    }
+
+    /// A stored record, from disk.
+    fn read(&self, reference: &str) -> Option<BuildHistoryRecord> {
+        let record = self.table.get(reference).map_err(|error| error.to_string());
+        let record = record.and_then(|bytes| match bytes {
+            Some(bytes) => BuildHistoryRecord::decode(bytes).map_err(|error| error.to_string()),
+            None => Err("it is gone".to_owned()),
+        });
+        record
+            .inspect_err(|error| {
+                tracing::error!(%error, build = reference, "cannot read a build's record");
+            })
+            .ok()
     }
 
     /// The file with a stored build's journal.
@@ -338,9 +347,9 @@ impl History {
         if !request.active_only {
             let mut stored: Vec<BuildHistoryRecord> = state
                 .stored
-                .iter()
-                .filter(|(reference, _)| request.r#ref.is_empty() || **reference == request.r#ref)
-                .map(|(_, kept)| kept.record())
+                .keys()
+                .filter(|reference| request.r#ref.is_empty() || **reference == request.r#ref)
+                .filter_map(|reference| self.read(reference))
                 .filter(|record| {
                     filters.is_empty() || filters.iter().any(|filter| filter.matches(record))
                 })
@@ -375,11 +384,11 @@ impl History {
             let mut state = self.state();
             let kept =
                 state.stored.get_mut(&request.r#ref).ok_or_else(|| missing(&request.r#ref))?;
-            let mut record = kept.record();
+            let mut record = self.read(&request.r#ref).ok_or_else(|| missing(&request.r#ref))?;
             record.pinned = request.pinned;
             record.generation += 1;
             *kept = Kept::new(&record);
-            self.table.put(&request.r#ref, kept.bytes.clone());
+            self.table.put(&request.r#ref, record.encode_to_vec());
             record
         };
         self.tell(BuildHistoryEventType::Complete, record);
@@ -400,9 +409,13 @@ impl History {
 
     /// Drops what the limits say.
     pub fn collect(&self) {
+        let is_old = |at: SystemTime| at.elapsed().is_ok_and(|age| age > self.limits.max_age);
         let mut ages: Vec<(SystemTime, String)> = {
             let state = self.state();
-            if state.stored.len() <= self.limits.max_entries {
+            // Asked after each build, and nearly always there is nothing to do.
+            if state.stored.len() <= self.limits.max_entries
+                || !state.stored.values().any(|kept| kept.completed.is_some_and(is_old))
+            {
                 return;
             }
             let unpinned = state.stored.iter().filter(|(_, kept)| !kept.pinned);
@@ -411,7 +424,7 @@ impl History {
         };
         ages.sort_by(|left, right| right.cmp(left));
         for (at, reference) in ages.into_iter().skip(self.limits.max_entries) {
-            if at.elapsed().is_ok_and(|age| age > self.limits.max_age) {
+            if is_old(at) {
                 self.remove(&reference);
             }
         }

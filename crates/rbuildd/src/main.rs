@@ -15,6 +15,7 @@ mod idle;
 mod images;
 mod listen;
 mod logs;
+mod memory;
 mod pipe;
 mod reflection;
 mod registries;
@@ -57,6 +58,7 @@ const LAST_CALLS: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     // The launcher is this program again: it must not become a daemon first.
     executor::launcher::main_if_requested();
+    memory::set_up();
     let flags = Flags::parse();
     if flags.version {
         println!(

@@ -274,6 +274,7 @@ async fn collect(engine: std::sync::Weak<Engine>) {
         }
         strong.history().collect();
         drop(strong);
+        crate::memory::trim();
         tokio::time::sleep(COLLECT_PAUSE).await;
         let Some(strong) = engine.upgrade() else { return };
         strong.build_ended().await;
