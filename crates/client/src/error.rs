@@ -11,6 +11,8 @@ use llb::pb::Range;
 use serde::Deserialize;
 use tonic::Code;
 
+mod caret;
+
 /// A failure of the client crate.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -106,7 +108,9 @@ impl ClientError {
             Detail::Source(source) => Some(source),
             _ => None,
         });
-        sources.map(|source| excerpt(&source.filename, &source.data, &source.ranges)).collect()
+        sources
+            .map(|source| pointed(&source.filename, &source.data, &source.ranges, &error.message))
+            .collect()
     }
 }
 
@@ -252,6 +256,11 @@ fn detail(type_url: &str, value: Bytes) -> Detail {
 
 /// The lines `ranges` names with some around them, marked `>>>`; empty if they are not in `data`.
 pub fn excerpt(filename: &str, data: &[u8], ranges: &[Range]) -> String {
+    pointed(filename, data, ranges, "")
+}
+
+/// The same with carets under the word that `message` is about, where it can be told.
+pub fn pointed(filename: &str, data: &[u8], ranges: &[Range], message: &str) -> String {
     let spans: Vec<(usize, usize)> = ranges.iter().filter_map(line_span).collect();
     let text = String::from_utf8_lossy(data);
     let lines: Vec<&str> = text.split('\n').collect();
@@ -275,11 +284,15 @@ pub fn excerpt(filename: &str, data: &[u8], ranges: &[Range]) -> String {
         // Counted even when the file ends on both sides, so that the loop does too.
         added += 1;
     }
+    let marked = |number: usize| spans.iter().any(|span| (span.0..=span.1).contains(&number));
+    let spot = caret::find(message, (from..=to).filter(|n| marked(*n)).map(|n| (n, lines[n - 1])));
     let mut out = format!("{filename}:{first}\n--------------------\n");
     for number in from..=to {
-        let inside = spans.iter().any(|span| (span.0..=span.1).contains(&number));
-        let mark = if inside { ">>>" } else { "   " };
+        let mark = if marked(number) { ">>>" } else { "   " };
         let _ = writeln!(out, " {number:3} | {mark} {}", lines[number - 1]);
+        if let Some(spot) = spot.as_ref().filter(|spot| spot.line == number) {
+            let _ = writeln!(out, "     |     {}", spot.carets);
+        }
     }
     out.push_str("--------------------\n");
     out
@@ -302,6 +315,23 @@ mod tests {
     fn range(start: i32, end: i32) -> Range {
         let at = |line| Some(llb::pb::Position { line, character: 0 });
         Range { start: at(start), end: at(end) }
+    }
+
+    #[test]
+    fn carets_show_the_word() {
+        let file = b"FROM scratch\nCOPY \\\n\t--fron=a b /\n";
+        let message = "dockerfile parse error on line 2: unknown flag: --fron (did you mean from?)";
+        expect![[r#"
+            Dockerfile:2
+            --------------------
+               1 |     FROM scratch
+               2 | >>> COPY \
+               3 | >>> \t--fron=a b /
+                 |     \t^^^^^^
+               4 |     
+            --------------------
+        "#]]
+        .assert_eq(&pointed("Dockerfile", file, &[range(2, 3)], message).replace('\t', "\\t"));
     }
 
     #[test]

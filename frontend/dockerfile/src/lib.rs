@@ -25,6 +25,7 @@ mod sbom;
 pub mod shell;
 mod suggest;
 pub mod text;
+pub mod undeclared;
 mod url;
 
 pub use frontend::Dockerfile;

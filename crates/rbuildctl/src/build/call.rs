@@ -144,15 +144,15 @@ struct Place {
 }
 
 impl Lint {
-    /// The lines of a file that a location names.
-    fn excerpt(&self, location: &Location, file: Option<&str>) -> String {
+    /// The lines of a file that a location names, and in them what a message is about.
+    fn excerpt(&self, location: &Location, file: Option<&str>, message: &str) -> String {
         let Some(source) = self.sources.get(location.source) else { return String::new() };
         let data = BASE64.decode(&source.data).unwrap_or_default();
         let position = |place: Place| Some(Position { line: place.line, character: 0 });
         let range =
             |lines: &Lines| Range { start: position(lines.start), end: position(lines.end) };
         let ranges: Vec<Range> = location.ranges.iter().map(range).collect();
-        client::error::excerpt(file.unwrap_or(&source.filename), &data, &ranges)
+        client::error::pointed(file.unwrap_or(&source.filename), &data, &ranges, message)
     }
 }
 
@@ -172,7 +172,7 @@ fn show_lint(found: &Lint, file: Option<&str>) -> (String, Option<String>) {
             out.push_str(&format!(" - {}", warning.url));
         }
         out.push_str(&format!("\n{}\n", warning.detail));
-        out.push_str(&found.excerpt(&warning.location, file));
+        out.push_str(&found.excerpt(&warning.location, file, ""));
     }
     let Some(error) = &found.error else {
         if warnings.is_empty() {
@@ -183,7 +183,8 @@ fn show_lint(found: &Lint, file: Option<&str>) -> (String, Option<String>) {
     if !warnings.is_empty() {
         out.push('\n');
     }
-    let message = format!("{}\n{}", error.message, found.excerpt(&error.location, file));
+    let excerpt = found.excerpt(&error.location, file, &error.message);
+    let message = format!("{}\n{excerpt}", error.message);
     (out, Some(message))
 }
 

@@ -38,6 +38,11 @@ pub async fn run(
     } else {
         args.progress.parse()?
     };
+    if !args.quiet && call.is_none() {
+        for warning in misspelt_args(&args, &request) {
+            eprintln!("warning: {warning}");
+        }
+    }
     if args.verify {
         return reproduce::verify(&client, &request, &args, mode, debug).await;
     }
@@ -60,6 +65,19 @@ pub async fn run(
         bail!("--iidfile: no image was exported");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to say of build args that the Dockerfile, if it is here, does not take but nearly does.
+fn misspelt_args(args: &BuildArgs, request: &BuildRequest) -> Vec<String> {
+    let name = request.frontend_attrs.get("filename").map_or("Dockerfile", String::as_str);
+    let Some(folder) = request.locals.get("dockerfile") else { return Vec::new() };
+    let Ok(file) = std::fs::read(folder.join(name)) else { return Vec::new() };
+    let names =
+        args.build_arg.iter().map(|arg| arg.split_once('=').map_or(&**arg, |(name, _)| name));
+    dockerfile::undeclared::misspelt_args(&file, names)
+        .into_iter()
+        .map(|(name, meant)| format!("no ARG takes the build arg {name} (did you mean {meant}?)"))
+        .collect()
 }
 
 /// Flags with an option of their own.

@@ -100,6 +100,9 @@ fn mounts_are_read() {
     };
     assert_eq!(read("type=tmpfs,size=1.5GiB"), "tmpfs false 1610612736");
     assert_eq!(read("target=/a,RW"), "bind false 0");
-    assert_eq!(read("type=cach"), "unsupported mount type \"cach\" (did you mean cache?)");
+    assert_eq!(
+        read("type=cach"),
+        "unsupported mount type \"cach\": use bind, cache, tmpfs, secret or ssh (did you mean cache?)"
+    );
     assert_eq!(read("type=secret"), "a secret mount needs a source, target or id");
 }
