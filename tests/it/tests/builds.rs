@@ -34,6 +34,11 @@ fn the_cache_survives_a_restart() {
     let context = Context::new("RUN echo one > /one\nRUN echo two > /two\n");
     let build = ["build", "--progress", "plain", "-t", "app:1", &context.arg()];
     daemon.ok(&build);
+    // Without warning, as soon as the client has its answer.
+    daemon.kill();
+    daemon.restart();
+    let again = daemon.ok(&build);
+    assert_eq!(again.matches("CACHED").count(), 4, "{again}");
     daemon.stop();
     daemon.restart();
     let again = daemon.ok(&build);
