@@ -22,9 +22,9 @@ pub use build::{BuildOutcome, Cancel};
 pub use connect::{Bridge, BuildId, Client, ConnectOptions, MESSAGE_LIMIT, TlsFiles};
 pub use error::{ClientError, Detail, RpcError, SourceLines};
 pub use llb::policy::Policy as SourcePolicy;
-pub use logins::Logins;
+pub use logins::{LayoutFolder, Logins};
 pub use policy::parse_source_policy;
 pub use request::{
     BuildRequest, CacheEntry, Drive, Export, Secret, SecretSource, SshForward, Target, Upload,
 };
-pub use serve::layout_digest;
+pub use serve::{layout_digest, name_in_layout};

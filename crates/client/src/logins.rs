@@ -8,6 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{auth::AuthProvider, connect::Client, error::ClientError};
 
+/// An OCI layout that is served to the daemon.
+#[derive(Debug, Clone)]
+pub struct LayoutFolder {
+    /// Where it is.
+    pub folder: PathBuf,
+    /// Whether blobs may be added.
+    pub writable: bool,
+}
+
 /// Serves this user's registry logins to the daemon until it is dropped.
 pub struct Logins {
     id: String,
@@ -36,7 +45,7 @@ impl Client {
     /// The same with OCI layouts by name.
     pub fn serve_logins_and(
         &self,
-        layouts: BTreeMap<String, PathBuf>,
+        layouts: BTreeMap<String, LayoutFolder>,
     ) -> Result<Logins, ClientError> {
         let auth =
             AuthProvider::from_user().map_err(ClientError::io("reading docker's configuration"))?;
@@ -44,14 +53,22 @@ impl Client {
     }
 
     /// Serves `auth`.
-    pub fn serve_login_of(&self, auth: AuthProvider, layouts: BTreeMap<String, PathBuf>) -> Logins {
+    pub fn serve_login_of(
+        &self,
+        auth: AuthProvider,
+        layouts: BTreeMap<String, LayoutFolder>,
+    ) -> Logins {
         let mut server = SessionServer::new("");
         let methods = ["Credentials", "FetchToken", "GetTokenAuthority", "VerifyTokenAuthority"];
         server.add(AuthServer::new(auth), &methods);
         if !layouts.is_empty() {
-            let stores = layouts
-                .into_iter()
-                .map(|(name, folder)| (format!("oci:{name}"), LayoutStore::read_only(folder)));
+            let stores = layouts.into_iter().map(|(name, LayoutFolder { folder, writable })| {
+                let store = match writable {
+                    false => LayoutStore::read_only(folder),
+                    true => LayoutStore::writable(folder),
+                };
+                (format!("oci:{name}"), store)
+            });
             server.add_content(ContentStores::new(stores));
         }
         let id = server.id().to_owned();

@@ -319,3 +319,9 @@ pub(crate) fn finish(
 pub fn layout_digest(folder: &Path, tag: &str) -> Result<Option<String>, ClientError> {
     ociindex::find(folder, tag).map_err(ClientError::io("reading the layout's index"))
 }
+
+/// Names a manifest or index of the OCI layout `folder`; whatever had the tag loses it.
+pub fn name_in_layout(folder: &Path, descriptor: &Value, tag: &str) -> Result<(), ClientError> {
+    ociindex::put(folder, descriptor, &[Name::Tag(tag)])
+        .map_err(ClientError::io("writing the layout's index"))
+}

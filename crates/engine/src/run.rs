@@ -8,6 +8,7 @@
 mod container;
 mod exec;
 mod files;
+mod health;
 mod image;
 mod output;
 mod relay;
@@ -76,16 +77,21 @@ pub struct Port {
     pub host: SocketAddr,
     /// Port in the container.
     pub container: u16,
+    /// For datagrams, not for connections.
+    pub udp: bool,
 }
 
 impl Port {
     /// Checks a port as it was asked for; an empty address is all of IPv4.
     pub fn from_wire(port: &wire::Port) -> Result<Self, FrontendError> {
         let bad = |what: String| FrontendError::with_code(Code::InvalidArgument, what);
-        if !matches!(port.protocol.as_str(), "" | "tcp") {
-            let text = format!("{} ports cannot be published: use tcp", port.protocol);
-            return Err(bad(text));
-        }
+        let udp = match port.protocol.as_str() {
+            "" | "tcp" => false,
+            "udp" => true,
+            other => {
+                return Err(bad(format!("{other} ports cannot be published: use tcp or udp")));
+            }
+        };
         let ip: IpAddr = match port.host_ip.as_str() {
             "" => Ipv4Addr::UNSPECIFIED.into(),
             text => text
@@ -98,7 +104,7 @@ impl Port {
         if container == 0 {
             return Err(bad("invalid port: 0".into()));
         }
-        Ok(Self { host: SocketAddr::new(ip, number(port.host_port)?), container })
+        Ok(Self { host: SocketAddr::new(ip, number(port.host_port)?), container, udp })
     }
 
     /// As clients see it.
@@ -107,7 +113,15 @@ impl Port {
             host_ip: self.host.ip().to_string(),
             host_port: self.host.port().into(),
             container_port: self.container.into(),
-            protocol: "tcp".into(),
+            protocol: if self.udp { "udp" } else { "tcp" }.into(),
+        }
+    }
+
+    /// Whether it is free now.
+    fn probe(&self) -> io::Result<()> {
+        match self.udp {
+            true => std::net::UdpSocket::bind(self.host).map(drop),
+            false => std::net::TcpListener::bind(self.host).map(drop),
         }
     }
 }
@@ -229,11 +243,13 @@ impl Runner {
         }
     }
 
-    /// Forgets a container that has ended; with `force` ends it first.
+    /// Forgets a container that has ended; with `force` ends it first. Its volumes without a name
+    /// stay unless `with_volumes`.
     pub async fn remove(
         &self,
         container: &Arc<Container>,
         force: bool,
+        with_volumes: bool,
     ) -> Result<(), FrontendError> {
         if container.is_running() {
             if !force {
@@ -248,7 +264,7 @@ impl Runner {
             }
             self.stop(container, Some(KILL), Some(Duration::from_secs(5))).await;
         }
-        self.forget(container, false);
+        self.forget(container, with_volumes);
         Ok(())
     }
 
@@ -303,7 +319,7 @@ impl Runner {
                 FrontendError::with_code(Code::InvalidArgument, format!("invalid signal: {text}"))
             })?,
         };
-        let config = &local.config.config;
+        let config = &local.config;
         let settled = Settled::new(&self.engine, &self.volumes, &id, &request, config, &platform)?;
         let tree = local.unpack(&self.engine, &request.image, store::no_progress()).await?;
         let written = self
@@ -331,6 +347,7 @@ impl Runner {
             phase: watch::Sender::new(Phase::Created),
             output,
             live: Mutex::default(),
+            health: Mutex::default(),
             starting: tokio::sync::Mutex::default(),
             kept: Mutex::new(Some(Kept { written, _image: tree })),
             stop_signal,
@@ -385,8 +402,7 @@ impl Runner {
         }
         for port in &container.settled.ports {
             // Better now than after the process has started.
-            std::net::TcpListener::bind(port.host)
-                .map_err(|error| port_error(port.host, &error))?;
+            port.probe().map_err(|error| port_error(port.host, &error))?;
         }
         let tree = container.tree().ok_or_else(|| {
             let text = format!("container {} was removed", container.name());
@@ -461,6 +477,9 @@ impl Runner {
             container.wait().await;
             return Err(error.into());
         }
+        if let Some(check) = container.settled.check.clone() {
+            tokio::spawn(health::watch(self.clone(), container.clone(), check));
+        }
         Ok(())
     }
 
@@ -473,11 +492,14 @@ impl Runner {
         let network =
             network.map_err(|error| failure::internal("enter a container's network", error))?;
         for port in ports {
-            let proxy = PortProxy::start(port.host, network.clone(), port.container)
-                .await
-                .map_err(|error| {
-                    FrontendError::with_code(Code::Unavailable, format!("publish port: {error}"))
-                })?;
+            let (host, network) = (port.host, network.clone());
+            let proxy = match port.udp {
+                false => PortProxy::start(host, network, port.container).await,
+                true => PortProxy::start_udp(host, network, port.container).await,
+            };
+            let proxy = proxy.map_err(|error| {
+                FrontendError::with_code(Code::Unavailable, format!("publish port: {error}"))
+            })?;
             let mut live = container.live.lock().expect("no panic while holding a run");
             if let Some(live) = live.as_mut() {
                 live.ports.push(proxy);

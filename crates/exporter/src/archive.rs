@@ -51,6 +51,11 @@ impl Archive {
     ) -> Result<Self, ExportError> {
         let mut left = Attrs::new(if docker { "docker" } else { "oci" }, attrs.clone());
         let mut options = ImageOptions::load(&mut left, compatibility, false)?;
+        if options.referrers {
+            let text = "exporter option \"attestation-referrers\" needs type \"image\": what refers \
+                        to an image is kept by registries alone";
+            return Err(ExportError::Conflict(text.into()));
+        }
         let tar = left.bool("tar", Some(true))?.unwrap_or(true);
         let metadata = annotations_and_metadata(left, &mut options.annotations)?;
         if options.names != "*" {

@@ -39,6 +39,8 @@ pub(crate) struct Assembled {
     pub epoch: Option<i64>,
     /// Manifests in the order of the index.
     pub members: Vec<Member>,
+    /// Manifests about members that no index lists.
+    pub referrers: Vec<Member>,
     /// Whether `root` is an index over the members (else it is the only member).
     pub is_index: bool,
 }
@@ -60,16 +62,21 @@ pub(crate) struct Layer {
 }
 
 impl Assembled {
+    /// All manifests, those that refer to others last.
+    pub fn manifests(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().chain(&self.referrers)
+    }
+
     /// All blobs, each once, children before parents.
     pub fn blobs(&self) -> Vec<Layer> {
         let plain =
             |descriptor: &Descriptor| Layer { descriptor: descriptor.clone(), origin: None };
         let mut all = Vec::new();
-        for member in &self.members {
+        for member in self.manifests() {
             all.extend(member.layers.iter().cloned());
             all.push(plain(&member.config));
         }
-        all.extend(self.members.iter().map(|member| plain(&member.manifest)));
+        all.extend(self.manifests().map(|member| plain(&member.manifest)));
         if self.is_index {
             all.push(plain(&self.root));
         }
@@ -196,10 +203,11 @@ impl Assembly<'_> {
             .map(|p| result.attestations.get(&p.id).map_or(&[][..], Vec::as_slice))
             .collect();
         let wanted = |a: &Attestation| self.options.inline_attestations || !a.inline_only;
+        let refer = self.options.referrers;
         let is_index = !result.by_platform.is_empty()
-            || attestations.iter().any(|list| list.iter().any(wanted));
+            || !refer && attestations.iter().any(|list| list.iter().any(wanted));
         let annotations = self.annotations(&platforms, is_index)?;
-        if is_index && !self.settled.oci && attestations.iter().any(|a| !a.is_empty()) {
+        if (is_index || refer) && !self.settled.oci && attestations.iter().any(|a| !a.is_empty()) {
             let text = "cannot export attestations with \"oci-mediatypes=false\"";
             return Err(ExportError::Conflict(text.into()));
         }
@@ -214,14 +222,19 @@ impl Assembly<'_> {
             let for_platform = is_index.then_some(&platform.platform);
             let member =
                 self.image(platform, for_platform, layers, &annotations, &mut holds).await?;
-            if is_index && !attestations.is_empty() {
+            let stated = if refer { attestations.iter().any(wanted) } else { is_index };
+            if stated && !attestations.is_empty() {
                 let image = &member;
                 let made = self.statements(&platform.platform, image, attestations, &mut holds);
                 statements.push(made.await?);
             }
             members.push(member);
         }
-        members.extend(statements);
+        let mut referrers = Vec::new();
+        match refer {
+            true => referrers = statements,
+            false => members.extend(statements),
+        }
         let epoch = match self.options.epoch {
             Some(epoch) => epoch,
             None => metadata_epoch(result, None)?,
@@ -233,6 +246,7 @@ impl Assembly<'_> {
                 config: Some(member.config.digest),
                 epoch,
                 members,
+                referrers,
                 is_index,
             };
             return Ok((assembled, holds));
@@ -247,7 +261,7 @@ impl Assembly<'_> {
         let children = members.iter().map(|member| member.manifest.digest);
         holds.push(self.put(&root, &body, children)?);
         root.annotations = annotations.get(AnnotationKind::IndexDescriptor, None);
-        Ok((Assembled { root, config: None, epoch, members, is_index }, holds))
+        Ok((Assembled { root, config: None, epoch, members, referrers, is_index }, holds))
     }
 
     /// Attributes' annotations and those of the frontend, checked against the result.

@@ -11,7 +11,8 @@ use crate::{Attestation, ExportError, Subject, config::compact};
 
 /// Largest predicate.
 const MAX_PREDICATE: usize = 40 << 20;
-const ARTIFACT_TYPE: &str = "application/vnd.docker.attestation.manifest.v1+json";
+/// Type of manifests that hold statements about an image.
+pub(crate) const ARTIFACT_TYPE: &str = "application/vnd.docker.attestation.manifest.v1+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// How a subject without a name is called.
 const NAMELESS: &str = "_";

@@ -3,14 +3,18 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
+use base::Digest;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use oci::{Descriptor, Reference, Registry, types::MAX_CONFIG};
+use oci::{
+    Descriptor, Index, Reference, Registry, select::ANNOTATION_REFERENCE_DIGEST, types::MAX_CONFIG,
+};
 use store::{Blob, Store};
 
 use crate::{
     ExportError, ExportRequest, Exported, Exporter, Finish, ImageOptions, Progress, Step,
     assemble::{Assembled, Assembly, response},
+    attest::ARTIFACT_TYPE,
     attrs::Attrs,
     blobs::Blobs,
     options::annotations_and_metadata,
@@ -61,6 +65,11 @@ impl Image {
         };
         if image.unpack && image.options.rewrite_timestamp {
             let text = "exporter option \"rewrite-timestamp\" conflicts with \"unpack\"";
+            return Err(ExportError::Conflict(text.into()));
+        }
+        if image.options.referrers && !image.push {
+            let text = "exporter option \"attestation-referrers\" needs \"push=true\": what refers to \
+                        an image is kept by registries alone";
             return Err(ExportError::Conflict(text.into()));
         }
         if image.push && image.options.names != "*" {
@@ -230,7 +239,7 @@ impl Push {
         let repository = target.without_tag_and_digest();
         {
             let mut step = Step::begin(&self.progress, "pushing layers");
-            let members = self.assembled.members.iter();
+            let members = self.assembled.manifests();
             let all =
                 members.flat_map(|m| m.layers.iter().map(|l| &l.descriptor).chain([&m.config]));
             let mut seen = std::collections::BTreeSet::new();
@@ -256,7 +265,39 @@ impl Push {
             let mut pushes = stream::iter(pushes).buffer_unordered(PUSHES);
             while let Some(()) = pushes.try_next().await? {}
         }
-        self.manifest(target, root).await
+        self.manifest(target, root).await?;
+        for referrer in &self.assembled.referrers {
+            let about = referrer.manifest.annotations.get(ANNOTATION_REFERENCE_DIGEST);
+            let image = self.assembled.members.iter().map(|member| member.manifest.digest);
+            let mut image = image.filter(|digest| about == Some(&digest.to_string()));
+            let image = image.next().expect("a statement is about a member");
+            self.manifest(&repository, &referrer.manifest).await?;
+            self.refer(&repository, &referrer.manifest, image).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that those who ask what refers to `image` find `referrer`: registries before
+    /// distribution 1.1 keep an index for that, which clients write.
+    async fn refer(
+        &self,
+        repository: &Reference,
+        referrer: &Descriptor,
+        image: Digest,
+    ) -> oci::Result<()> {
+        let mut all = self.registry.referrers(repository, image, None).await?;
+        if all.iter().any(|known| known.digest == referrer.digest) {
+            return Ok(());
+        }
+        all.push(Descriptor {
+            artifact_type: ARTIFACT_TYPE.to_owned(),
+            ..Descriptor::new(&referrer.media_type, referrer.digest, referrer.size)
+        });
+        let index = Index::new(true, all);
+        let body = index.to_json();
+        let tag = repository.clone().with_tag(&format!("sha256-{}", image.hex()))?;
+        let descriptor = Descriptor::of(&index.media_type, &body);
+        self.registry.push_manifest(&tag, &descriptor, body.into()).await
     }
 
     async fn blob(&self, repository: &Reference, blob: &Descriptor) -> oci::Result<u64> {

@@ -16,6 +16,8 @@ pub struct ImageOptions {
     pub oci_types: Option<bool>,
     /// Attestations as OCI artifacts; absent: by compatibility version and media types.
     pub oci_artifact: Option<bool>,
+    /// Attestations refer to their image instead of being members of its index.
+    pub referrers: bool,
     /// Compression of new layers.
     pub compression: Compression,
     /// Its level.
@@ -79,6 +81,7 @@ impl ImageOptions {
             names: attrs.take("name").unwrap_or_default(),
             oci_types: attrs.bool("oci-mediatypes", None)?,
             oci_artifact: attrs.bool("oci-artifact", None)?,
+            referrers: attrs.flag("attestation-referrers")?,
             compression,
             level,
             force_compression: attrs.flag("force-compression")?,
@@ -94,6 +97,13 @@ impl ImageOptions {
     }
 
     fn validate(&self) -> Result<(), ExportError> {
+        for (off, name) in [(self.oci_types, "oci-mediatypes"), (self.oci_artifact, "oci-artifact")]
+        {
+            if self.referrers && off == Some(false) {
+                let text = "exporter option \"attestation-referrers=true\" conflicts with";
+                return Err(ExportError::Conflict(format!("{text} \"{name}=false\"")));
+            }
+        }
         if self.oci_types != Some(false) {
             return Ok(());
         }
@@ -121,7 +131,8 @@ impl ImageOptions {
             self.oci_types.unwrap_or(always_oci || self.compatibility >= 30 || has_attestations);
         let settled = Self { oci_types: Some(oci), ..self.clone() };
         settled.validate()?;
-        Ok(Settled { oci, artifact: self.oci_artifact.unwrap_or(oci && self.compatibility >= 30) })
+        let artifact = self.referrers || oci && self.compatibility >= 30;
+        Ok(Settled { oci, artifact: self.oci_artifact.unwrap_or(artifact) })
     }
 
     pub(crate) fn blob_options(&self) -> BlobOptions {

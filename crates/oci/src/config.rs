@@ -93,6 +93,28 @@ pub struct RunConfig {
     /// Instructions for images built on this one.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub on_build: Vec<String>,
+    /// How a container is asked whether it is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Healthcheck>,
+}
+
+/// How a container is asked whether it is well; times are nanoseconds, 0 is the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct Healthcheck {
+    /// `CMD` and arguments, `CMD-SHELL` and a line, or `NONE`.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub test: Vec<String>,
+    /// Between checks.
+    pub interval: i64,
+    /// For one check.
+    pub timeout: i64,
+    /// While failures do not count.
+    pub start_period: i64,
+    /// Between checks of that time.
+    pub start_interval: i64,
+    /// Failures in a row until it is unhealthy.
+    pub retries: i64,
 }
 
 /// `{}` as a map's value.

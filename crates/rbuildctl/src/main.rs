@@ -19,6 +19,9 @@ use client::ClientError;
 
 use connection::ConnectionArgs;
 
+/// Exit status for a command that cannot be understood, as docker's.
+const WRONG_USAGE: u8 = 125;
+
 /// Builds container images; talks to rbuildd or any daemon with BuildKit's interface.
 #[derive(Parser)]
 #[command(name = "rbuildctl", version, propagate_version = true, max_term_width = 100)]
@@ -75,6 +78,12 @@ enum Command {
     Container(ContainerCommand),
     Du(commands::du::DuArgs),
     Prune(commands::prune::PruneArgs),
+    #[command(subcommand)]
+    System(commands::system::SystemCommand),
+    #[command(subcommand)]
+    Builder(commands::system::BuilderCommand),
+    Info(commands::debug::InfoArgs),
+    Version(commands::system::VersionArgs),
     Verify(commands::verify::VerifyArgs),
     PruneHistories(commands::prune::PruneHistoriesArgs),
     /// Look into the daemon
@@ -186,7 +195,14 @@ fn end_with_the_reader() {
 
 fn main() -> ExitCode {
     end_with_the_reader();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            _ = error.print();
+            // Help was asked for, or the command was typed wrong: docker's status for that.
+            return ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 });
+        }
+    };
     let debug = cli.debug;
     init_logging(debug);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -238,6 +254,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Container(command) => command.run(&connection).await,
         Command::Du(args) => args.run(&connection).await,
         Command::Prune(args) => args.run(&connection).await,
+        Command::System(command) => command.run(&connection).await,
+        Command::Builder(command) => command.run(&connection, cli.debug).await,
+        Command::Info(args) => args.run(&connection).await,
+        Command::Version(args) => args.run(&connection).await,
         Command::Verify(args) => args.run(&connection).await,
         Command::PruneHistories(args) => args.run(&connection).await,
         Command::Debug(command) => command.run(&connection).await,

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     idle::Idle,
-    images::{Images, platform},
+    images::Images,
     logs,
     pipe::{self, Answers, Owning},
 };
@@ -97,6 +97,7 @@ fn describe(container: &Container) -> wire::Container {
         platform: container.platform.format(),
         stop_signal: container.stop_signal().to_string(),
         exposed: container.config.config.exposed_ports.keys().cloned().collect(),
+        health: container.health_to_wire(),
     }
 }
 
@@ -105,19 +106,22 @@ impl Containers {
         self.runner.find(wanted).map_err(status)
     }
 
-    async fn make(&self, request: wire::RunRequest) -> Result<Arc<Container>, Status> {
+    /// Makes a container; what the user should know comes with it.
+    async fn make(
+        &self,
+        request: wire::RunRequest,
+    ) -> Result<(Arc<Container>, Option<String>), Status> {
         let image = self.images.find(&request.image)?;
-        let host = self.images.engine.worker().platforms[0].clone();
-        let platform = platform(&request.platform)?.unwrap_or(host);
+        let (platform, warning) = self.images.runs_as(&image, &request)?;
         let new = NewContainer { request, image: image.descriptor, platform };
-        self.runner.create(new).await.map_err(status)
+        Ok((self.runner.create(new).await.map_err(status)?, warning))
     }
 
     /// Starts a container that was made for this; one that cannot start is not kept.
     async fn start_new(&self, container: &Arc<Container>) -> Result<(), Status> {
         let started = self.runner.start(container).await;
         if let Err(failure) = started {
-            _ = self.runner.remove(container, true).await;
+            _ = self.runner.remove(container, true, true).await;
             return Err(start_status(failure));
         }
         Ok(())
@@ -133,12 +137,13 @@ impl ContainersService for Containers {
         let _busy = self.idle.busy();
         let request = request.into_inner();
         let create_only = request.create_only;
-        let container = self.make(request).await?;
+        let (container, warning) = self.make(request).await?;
         if !create_only {
             self.start_new(&container).await?;
         }
         let ports = container.ports().iter().map(Port::to_wire).collect();
-        Ok(Response::new(wire::RunResponse { id: container.id.clone(), ports }))
+        let warnings = warning.into_iter().collect();
+        Ok(Response::new(wire::RunResponse { id: container.id.clone(), ports, warnings }))
     }
 
     async fn start(
@@ -355,7 +360,8 @@ impl ContainersService for Containers {
     ) -> Result<Response<wire::RemoveContainerResponse>, Status> {
         let request = request.into_inner();
         let container = self.find(&request.container)?;
-        self.runner.remove(&container, request.force).await.map_err(status)?;
+        let removed = self.runner.remove(&container, request.force, request.volumes).await;
+        removed.map_err(status)?;
         Ok(Response::new(wire::RemoveContainerResponse {}))
     }
 

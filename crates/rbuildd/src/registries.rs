@@ -8,7 +8,7 @@ use bytes::Bytes;
 use engine::Engine;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use oci::{
-    Descriptor, Index, Manifest, Provider, Reference, Registry, content, media,
+    BlobStream, Descriptor, Index, Manifest, Provider, Reference, Registry, content, media,
     registry::{Client, Pushed, RepositoryProvider},
     types::{MAX_CONFIG, MAX_MANIFEST},
 };
@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status};
 
 use crate::idle::Idle;
 
+/// How content stores of the client are named beside repositories.
+const LAYOUT: &str = "oci-layout://";
 /// Blobs copied at once.
 const COPIES: usize = 8;
 /// Manifests of one copy.
@@ -71,6 +73,55 @@ impl From {
         match &self.registry {
             Some((registry, repository)) => registry.manifest(repository, descriptor).await,
             None => content::read_all(&*self.blobs, descriptor, MAX_MANIFEST).await,
+        }
+    }
+}
+
+/// Where a copy goes.
+enum To {
+    Registry {
+        registry: Arc<dyn Registry>,
+        repository: Reference,
+        mounts: Vec<Reference>,
+    },
+    /// A content store of the client.
+    Layout(session::RemoteContent),
+}
+
+impl To {
+    async fn blob(&self, blob: &Descriptor, from: &dyn Provider) -> oci::Result<Pushed> {
+        match self {
+            Self::Registry { registry, repository, mounts } => {
+                registry.push_blob(repository, blob, from, mounts).await
+            }
+            Self::Layout(content) => store(content, blob, from.open(blob, 0).await?).await,
+        }
+    }
+
+    async fn manifest(&self, manifest: &Descriptor, body: Bytes) -> oci::Result<()> {
+        match self {
+            Self::Registry { registry, repository, .. } => {
+                registry.push_manifest(repository, manifest, body).await
+            }
+            Self::Layout(content) => {
+                let body = stream::iter([Ok(body)]).boxed();
+                store(content, manifest, body).await.map(drop)
+            }
+        }
+    }
+}
+
+async fn store(
+    content: &session::RemoteContent,
+    blob: &Descriptor,
+    data: BlobStream,
+) -> oci::Result<Pushed> {
+    match content.write(&blob.digest, blob.size, Default::default(), data).await {
+        Ok(session::WriteOutcome::AlreadyExists) => Ok(Pushed::Exists),
+        Ok(_) => Ok(Pushed::Uploaded),
+        Err(error) => {
+            let what = format!("send blob {} to the client", blob.digest);
+            Err(oci::Error::Io { what, source: std::io::Error::other(error) })
         }
     }
 }
@@ -154,10 +205,21 @@ impl RegistriesService for Registries {
         let request = request.into_inner();
         let root: Descriptor = serde_json::from_slice(&request.descriptor)
             .map_err(|error| Status::invalid_argument(format!("descriptor: {error}")))?;
-        let target = parse(&request.target)?.without_tag_and_digest();
         let registry = self.registry(&request.session);
-        let mut mounts = Vec::new();
-        let from = match request.source.strip_prefix("oci-layout://") {
+        let mut to = match request.target.strip_prefix(LAYOUT) {
+            Some(name) => {
+                let session = self.engine.sessions().get(&request.session).await;
+                let session =
+                    session.map_err(|error| Status::failed_precondition(error.to_string()))?;
+                To::Layout(session.content(format!("oci:{name}")))
+            }
+            None => To::Registry {
+                registry: registry.clone(),
+                repository: parse(&request.target)?.without_tag_and_digest(),
+                mounts: Vec::new(),
+            },
+        };
+        let from = match request.source.strip_prefix(LAYOUT) {
             Some(name) => {
                 let group = self.group(&request.session);
                 let store = format!("oci:{name}");
@@ -166,17 +228,19 @@ impl RegistriesService for Registries {
             }
             None => {
                 let source = parse(&request.source)?.without_tag_and_digest();
-                if source == target {
-                    return Ok(Response::new(wire::CopyResponse::default()));
-                }
-                if source.domain() == target.domain() {
-                    mounts.push(source.clone());
+                if let To::Registry { repository, mounts, .. } = &mut to {
+                    if source == *repository {
+                        return Ok(Response::new(wire::CopyResponse::default()));
+                    }
+                    if source.domain() == repository.domain() {
+                        mounts.push(source.clone());
+                    }
                 }
                 let blobs = RepositoryProvider::new(registry.clone(), source.clone());
                 From { blobs: Box::new(blobs), registry: Some((registry.clone(), source)) }
             }
         };
-        let copied = copy(&from, &*registry, &target, &mounts, root).await;
+        let copied = copy(&from, &to, root).await;
         copied.map(Response::new).map_err(wrong)
     }
 
@@ -196,13 +260,7 @@ impl RegistriesService for Registries {
 }
 
 /// Copies everything below `root` and the manifests that are not `root` itself, children first.
-async fn copy(
-    from: &From,
-    registry: &dyn Registry,
-    target: &Reference,
-    mounts: &[Reference],
-    root: Descriptor,
-) -> oci::Result<wire::CopyResponse> {
+async fn copy(from: &From, to: &To, root: Descriptor) -> oci::Result<wire::CopyResponse> {
     let mut waiting = vec![root];
     let mut manifests = Vec::new();
     let (mut blobs, mut seen) = (Vec::new(), BTreeSet::new());
@@ -222,8 +280,7 @@ async fn copy(
         }
         manifests.push((Descriptor::of(kind, &body), body));
     }
-    let pushes: Vec<_> =
-        blobs.iter().map(|blob| registry.push_blob(target, blob, &*from.blobs, mounts)).collect();
+    let pushes: Vec<_> = blobs.iter().map(|blob| to.blob(blob, &*from.blobs)).collect();
     let pushed: Vec<Pushed> = stream::iter(pushes).buffer_unordered(COPIES).try_collect().await?;
     let mut response = wire::CopyResponse::default();
     for one in pushed {
@@ -234,7 +291,7 @@ async fn copy(
         }
     }
     for (descriptor, body) in manifests.into_iter().rev() {
-        registry.push_manifest(target, &descriptor, body).await?;
+        to.manifest(&descriptor, body).await?;
     }
     Ok(response)
 }

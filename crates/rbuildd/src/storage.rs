@@ -39,6 +39,7 @@ impl StorageService for Storage {
             metadata: number(overhead.meta),
             other: number(overhead.in_flight + overhead.other),
             ceiling: number(ceiling.unwrap_or(0)),
+            volumes: number(overhead.volumes),
         }))
     }
 

@@ -59,6 +59,7 @@ pub struct Daemon {
     process: Option<Child>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    umask: Option<String>,
 }
 
 impl Daemon {
@@ -86,7 +87,17 @@ impl Daemon {
 
     fn at(folder: tempfile::TempDir, state: PathBuf, args: &[&str]) -> Self {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut daemon = Self { folder, state, process: None, args, env: Vec::new() };
+        let mut daemon = Self { folder, state, process: None, args, env: Vec::new(), umask: None };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts one with another umask, such as `077`.
+    pub fn start_with_umask(umask: &str) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let state = folder.path().join("state");
+        let (args, env, umask) = (Vec::new(), Vec::new(), Some(umask.to_owned()));
+        let mut daemon = Self { folder, state, process: None, args, env, umask };
         daemon.restart();
         daemon
     }
@@ -96,7 +107,7 @@ impl Daemon {
         let folder = tempfile::tempdir().expect("make a folder");
         let state = folder.path().join("state");
         let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let mut daemon = Self { folder, state, process: None, args: Vec::new(), env };
+        let mut daemon = Self { folder, state, process: None, args: Vec::new(), env, umask: None };
         daemon.restart();
         daemon
     }
@@ -108,7 +119,12 @@ impl Daemon {
             .append(true)
             .open(self.log_path())
             .expect("open the log");
-        let child = Command::new(program("rbuildd"))
+        let mut command = Command::new(program("rbuildd"));
+        if let Some(umask) = &self.umask {
+            command = Command::new("sh");
+            command.args(["-c", "umask $0; exec \"$@\"", umask]).arg(program("rbuildd"));
+        }
+        let child = command
             .arg("--root")
             .arg(&self.state)
             .args(["--addr", &self.address(), "--debug"])

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::fd::AsFd as _,
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -469,4 +470,207 @@ fn signals_reach_the_container() {
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(5));
     assert_eq!(daemon.ok(&["ps", "-aq"]), "");
+}
+
+#[test]
+fn an_images_volumes_ports_and_checks_are_those_of_its_containers() {
+    if !can_run() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let context = Context::new(
+        "RUN mkdir -p /data && echo kept > /data/file\nVOLUME /data\nEXPOSE 53/udp 80\n\
+         HEALTHCHECK --interval=100ms --retries=1 CMD test -e /ok\n\
+         CMD [\"sleep\", \"1000\"]\n",
+    );
+    daemon.ok(&["build", "-t", "dns:1", &context.arg()]);
+    daemon.ok(&["run", "-d", "--name", "dns", "-p", "127.0.0.1::53/udp", "dns:1"]);
+    let shown = daemon.ok(&["ps", "--format", "{{.Ports}}|{{.Mounts}}|{{.LocalVolumes}}"]);
+    assert!(shown.starts_with("127.0.0.1:") && shown.contains("->53/udp, 80/tcp|"), "{shown}");
+    let status = || daemon.ok(&["ps", "--format", "{{.Status}}"]);
+    let limit = Duration::from_secs(30);
+    eventually(limit, "it is unwell", || status().contains("(unhealthy)"));
+    daemon.ok(&["exec", "dns", "touch", "/ok"]);
+    eventually(limit, "it is well", || status().contains("(healthy)"));
+    assert_eq!(daemon.ok(&["ps", "-q", "--filter", "health=unhealthy"]), "");
+    let health = daemon.ok(&["inspect", "-f", "{{.State.Health.Status}}", "dns"]);
+    assert_eq!(health, "healthy\n");
+
+    let pid = daemon.ok(&["inspect", "-f", "{{.State.Pid}}", "dns"]);
+    let network = fs::File::open(format!("/proc/{}/ns/net", pid.trim())).unwrap();
+    let echo = std::thread::spawn(move || {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(network.as_fd(), kind).unwrap();
+        let socket = std::net::UdpSocket::bind("0.0.0.0:53").unwrap();
+        let mut data = [0; 16];
+        let (size, client) = socket.recv_from(&mut data).unwrap();
+        socket.send_to(&data[..size], client).unwrap();
+    });
+    let address = daemon.ok(&["port", "dns", "53/udp"]);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(address.trim()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut answer = [0; 16];
+    // Datagrams may be lost until somebody listens.
+    eventually(limit, "the datagram comes back", || {
+        socket.send(b"ping").unwrap();
+        socket.recv(&mut answer).is_ok_and(|size| &answer[..size] == b"ping")
+    });
+    echo.join().unwrap();
+
+    // The volume took what the image has there, and goes when it is told to.
+    daemon.ok(&["exec", "dns", "sh", "-c", "cat /data/file && echo more > /data/more"]);
+    let volume = daemon.ok(&["volume", "ls", "-q"]);
+    assert_eq!(volume.lines().count(), 1, "{volume}");
+    assert!(daemon.ok(&["du", "-v"]).contains("Volumes:"));
+    daemon.ok(&["rm", "-f", "dns"]);
+    assert_eq!(daemon.ok(&["volume", "ls", "-q"]), volume);
+    daemon.ok(&["run", "--name", "again", "--no-healthcheck", "dns:1", "cat", "/data/file"]);
+    daemon.ok(&["rm", "-v", "again"]);
+    assert_eq!(daemon.ok(&["run", "--rm", "-v", "own:/data", "dns:1", "ls", "/data"]), "file\n");
+    assert_eq!(daemon.ok(&["volume", "ls", "-q"]).lines().count(), 2);
+    daemon.ok(&["system", "prune", "-f", "--volumes"]);
+    assert_eq!(daemon.ok(&["volume", "ls", "-q"]), "own\n");
+}
+
+#[test]
+fn what_is_for_another_machine_is_said() {
+    if !can_run() || !has("docker-registry") {
+        return;
+    }
+    let other = if cfg!(target_arch = "aarch64") { "linux/amd64" } else { "linux/arm64" };
+    let context = app();
+    let registry = Registry::start(context.path(), false);
+    let daemon = Daemon::start();
+    daemon.ok(&["build", "-t", "app:1", &context.arg()]);
+    let name = registry.name("team/app:1");
+    daemon.ok(&["tag", "app:1", &name]);
+    daemon.ok(&["push", &name]);
+    let pulled = daemon.ok(&["pull", "--platform", other, &name]);
+    assert!(pulled.contains("does not match the specified platform: wanted"), "{pulled}");
+    assert_eq!(daemon.ctl(&["run", "--rm", "--platform", other, &name]).status.code(), Some(125));
+    let context = Context::new("");
+    context.write("Dockerfile", b"FROM scratch\nCOPY busybox /bin/busybox\n");
+    daemon.ok(&["build", "--platform", other, "-t", "foreign:1", &context.arg()]);
+    let made = daemon.ctl(&["create", "foreign:1", "/bin/busybox", "true"]);
+    let said = text(&made);
+    assert!(
+        said.contains("does not match the detected host platform") || !made.status.success(),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_whole_is_looked_at_and_tidied_up() {
+    if !can_run() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let context = app();
+    daemon.ok(&["build", "-t", "app:1", &context.arg()]);
+    daemon.ok(&["run", "--name", "gone", "app:1"]);
+    let usage = daemon.ok(&["system", "df"]);
+    for line in ["Images          1       1", "Containers      1       0", "Local Volumes   0"] {
+        assert!(usage.contains(line), "{usage}");
+    }
+    assert!(daemon.ok(&["version"]).contains("Server:"));
+    // What keeps its name stays, and so does what it is made of.
+    let pruned = daemon.ok(&["system", "prune", "-f"]);
+    assert!(pruned.contains("Deleted Containers:"), "{pruned}");
+    assert_eq!(daemon.ok(&["run", "--rm", "app:1"]), "content\n");
+    let pruned = daemon.ok(&["system", "prune", "-af"]);
+    assert!(pruned.contains("untagged: ") && pruned.contains("Total reclaimed"), "{pruned}");
+    assert_eq!(daemon.ok(&["images", "-q"]), "");
+    daemon.ok(&["builder", "prune", "-af", "--filter", "until=1ns"]);
+    assert_eq!(daemon.ctl(&["ps", "--nonsense"]).status.code(), Some(125));
+    assert_eq!(daemon.ctl(&["ps", "--help"]).status.code(), Some(0));
+    assert_eq!(daemon.ctl(&["rm", "-f", "none"]).status.code(), Some(0));
+}
+
+#[test]
+fn tars_may_be_packed_by_anything() {
+    if !can_run() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let context = app();
+    daemon.ok(&["build", "-t", "app:1", &context.arg()]);
+    let tar = context.path().join("app.tar");
+    daemon.ok(&["save", "-o", &tar.display().to_string(), "app:1"]);
+    let plain = fs::read(&tar).unwrap();
+    for packer in ["gzip", "bzip2", "xz", "zstd"] {
+        if !has(packer) {
+            continue;
+        }
+        let packed = with_stdin(Command::new(packer).args(["-1", "-c"]), &plain).stdout;
+        assert!(!packed.is_empty() && packed != plain);
+        fs::write(&tar, packed).unwrap();
+        daemon.ok(&["rmi", "app:1"]);
+        let loaded = daemon.ok(&["load", "-i", &tar.display().to_string()]);
+        assert!(loaded.contains("Loaded image: app:1"), "{packer}: {loaded}");
+    }
+}
+
+#[test]
+fn images_go_from_layouts_and_into_them() {
+    if !can_run() || !has("docker-registry") {
+        return;
+    }
+    let context = app();
+    let registry = Registry::start(context.path(), false);
+    let daemon = Daemon::start();
+    let layout = |name: &str| format!("oci-layout://{}", context.path().join(name).display());
+    let first = context.path().join("first").display().to_string();
+    daemon.ok(&[
+        "build",
+        "--provenance=mode=min",
+        "-o",
+        &format!("type=oci,tar=false,dest={first},name=app:1"),
+        &context.arg(),
+    ]);
+    let digest = |name: &str| {
+        daemon.ok(&["imagetools", "inspect", "--format", "{{.Manifest.Digest}}", name])
+    };
+    let (from, remote) = (layout("first:1"), registry.name("team/app:1"));
+    daemon.ok(&["imagetools", "create", "-t", &remote, &from]);
+    let (second, third) = (layout("second:a"), layout("third"));
+    daemon.ok(&["imagetools", "create", "-t", &second, "-t", &third, &remote]);
+    daemon.ok(&["imagetools", "create", "-t", &layout("third:b"), &from]);
+    for name in [&remote, &second, &third, &layout("third:b")] {
+        assert_eq!(digest(name), digest(&from), "{name}");
+    }
+    let made = daemon.ok(&[
+        "imagetools",
+        "create",
+        "-t",
+        &second,
+        "--append",
+        "--annotation",
+        "index:colour=blue",
+        &from,
+    ]);
+    assert!(made.contains("@sha256:"), "{made}");
+    let shown = daemon.ok(&["imagetools", "inspect", &second]);
+    assert!(shown.contains("colour: blue"), "{shown}");
+    let stated = "{{json .Provenance.SLSA.buildDefinition.buildType}}";
+    let stated = daemon.ok(&["imagetools", "inspect", "--format", stated, &remote]);
+    assert!(stated.contains("buildkit"), "{stated}");
+
+    // Statements that refer to the image leave no trace in what is named.
+    let clean = registry.name("team/clean:1");
+    let output = format!("type=image,name={clean},push=true,attestation-referrers=true");
+    daemon.ok(&["build", "--provenance=mode=min", "-o", &output, &context.arg()]);
+    let shown = daemon.ok(&["imagetools", "inspect", "--referrers", &clean]);
+    let (image, referrers) = shown.split_once("Referrers:").unwrap();
+    assert!(image.contains("image.manifest.v1+json") && !image.contains("Manifests:"), "{shown}");
+    assert!(referrers.contains("attestation.manifest.v1+json"), "{shown}");
+    let alone = daemon.fails(&[
+        "build",
+        "--provenance=mode=min",
+        "-o",
+        "type=image,name=x,attestation-referrers=true",
+        &context.arg(),
+    ]);
+    assert!(alone.contains("needs \"push=true\""), "{alone}");
 }

@@ -10,6 +10,7 @@ mod faults;
 mod frontends;
 mod gc;
 mod readers;
+mod reproducible;
 mod sources;
 mod stress;
 mod wire;

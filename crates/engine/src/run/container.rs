@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Port,
+    health::Health,
     output::{Output, OutputReader},
     settle::Settled,
 };
@@ -78,6 +79,8 @@ pub struct Container {
     pub(super) phase: watch::Sender<Phase>,
     pub(super) output: Arc<Output>,
     pub(super) live: Mutex<Option<Live>>,
+    /// What the checks of this run found so far.
+    pub(super) health: Mutex<Health>,
     /// One start at a time.
     pub(super) starting: tokio::sync::Mutex<()>,
     pub(super) kept: Mutex<Option<Kept>>,
@@ -150,8 +153,23 @@ impl Container {
         let live = self.live.lock().expect("no panic while holding a run");
         let proxies = live.iter().flat_map(|live| &live.ports).zip(&self.settled.ports);
         proxies
-            .map(|(proxy, port)| Port { host: proxy.address(), container: port.container })
+            .map(|(proxy, port)| Port { host: proxy.address(), ..port.clone() })
             .collect()
+    }
+
+    /// What its checks found; `None` if it has none.
+    pub(super) fn health(&self) -> Option<Health> {
+        self.settled.check.as_ref()?;
+        Some(self.health.lock().expect("no panic while holding health").clone())
+    }
+
+    /// What its checks found, as clients see it.
+    pub fn health_to_wire(&self) -> Option<wire::Health> {
+        Some(self.health()?.to_wire())
+    }
+
+    pub(super) fn set_health(&self, health: Health) {
+        *self.health.lock().expect("no panic while holding health") = health;
     }
 
     /// Waits until it does not run; a container that never ran has ended well.

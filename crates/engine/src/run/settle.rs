@@ -10,10 +10,10 @@ use executor::{
     spec::Capabilities,
 };
 use frontend_api::{Code, FrontendError};
-use oci::config::RunConfig;
+use oci::{ImageConfig, config::RunConfig};
 use proto::rbuild::v1 as wire;
 
-use super::{Port, Volumes};
+use super::{Port, Volumes, health::Check};
 use crate::{Engine, failure};
 
 /// Microseconds over which a share of the processors is measured.
@@ -38,6 +38,8 @@ pub(super) struct Settled {
     pub fresh: Vec<(String, String)>,
     /// Volumes without a name of the user's, which go with the container.
     pub anonymous: Vec<String>,
+    /// How it is asked whether it is well.
+    pub check: Option<Check>,
 }
 
 /// A mount and where it comes from, for people.
@@ -56,9 +58,10 @@ impl Settled {
         volumes: &Volumes,
         id: &str,
         request: &wire::RunRequest,
-        config: &RunConfig,
+        image: &ImageConfig,
         platform: &Platform,
     ) -> Result<Self, FrontendError> {
+        let config = &image.config;
         let pick = |asked: &str, image: &str| {
             if asked.is_empty() { image.to_owned() } else { asked.to_owned() }
         };
@@ -130,13 +133,22 @@ impl Settled {
             ports,
             fresh: Vec::new(),
             anonymous: Vec::new(),
+            check: Check::of(request.healthcheck.as_ref(), image),
         };
         for tmpfs in &request.tmpfs {
             settled.tmpfs(tmpfs)?;
         }
         for volume in &request.volumes {
-            settled.volume(volumes, volume)?;
+            settled.volume(volumes, VolumeSpec::parse(volume)?)?;
         }
+        for target in config.volumes.keys().map(|target| base::path::absolute(target)) {
+            let taken = |it: &Mounted| base::path::absolute(&it.mount.dest) == target;
+            if target != "/" && !settled.mounts.iter().any(taken) {
+                settled.volume(volumes, VolumeSpec { source: None, target, readonly: false })?;
+            }
+        }
+        // What lies deeper goes on top.
+        settled.mounts.sort_by_key(|it| base::path::absolute(&it.mount.dest).matches('/').count());
         Ok(settled)
     }
 
@@ -159,14 +171,12 @@ impl Settled {
         Ok(())
     }
 
-    /// `HOST:CONTAINER[:OPTIONS]`, `NAME:CONTAINER[:OPTIONS]` or `CONTAINER`.
-    fn volume(&mut self, volumes: &Volumes, text: &str) -> Result<(), FrontendError> {
-        let spec = VolumeSpec::parse(text)?;
+    fn volume(&mut self, volumes: &Volumes, spec: VolumeSpec) -> Result<(), FrontendError> {
         let VolumeSpec { source, target, readonly } = spec;
         let (kind, name, path) = match source {
             Some(path) if path.starts_with('/') => {
                 if !std::path::Path::new(&path).exists() {
-                    base::fs::create_dir_all(path.as_ref()).map_err(|error| {
+                    make_folder(path.as_ref()).map_err(|error| {
                         bad(format!("error while creating mount source path '{path}': {error}"))
                     })?;
                 }
@@ -206,7 +216,14 @@ impl Settled {
     }
 }
 
-/// A `-v` argument taken apart.
+/// Makes a folder as people do, whatever this process's umask.
+fn make_folder(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().mode(0o755).recursive(true).create(path)
+}
+
+/// A `-v` argument taken apart: `HOST:CONTAINER[:OPTIONS]`, `NAME:CONTAINER[:OPTIONS]` or
+/// `CONTAINER`.
 #[derive(Debug, PartialEq, Eq)]
 struct VolumeSpec {
     /// Absent: a volume without name.
@@ -288,12 +305,13 @@ fn ports(request: &wire::RunRequest, config: &RunConfig) -> Result<Vec<Port>, Fr
     if request.publish_all {
         let exposed = config.exposed_ports.keys().filter_map(|text| {
             let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-            (protocol == "tcp").then(|| number.parse::<u16>().ok())?
+            let udp = protocol == "udp";
+            (udp || protocol == "tcp").then(|| Some((number.parse::<u16>().ok()?, udp)))?
         });
-        for container in exposed {
-            if !ports.iter().any(|port| port.container == container) {
+        for (container, udp) in exposed {
+            if !ports.iter().any(|port| port.container == container && port.udp == udp) {
                 let host = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
-                ports.push(Port { host, container });
+                ports.push(Port { host, container, udp });
             }
         }
     }

@@ -208,8 +208,9 @@ impl Remote {
                     if retry::is_temporary(answer.status().as_u16())
                         && attempt < retry::ATTEMPTS =>
                 {
-                    let asked = answer.headers().get(header::RETRY_AFTER);
-                    let wait = retry::wait(attempt, asked.and_then(|value| value.to_str().ok()));
+                    let Some(wait) = retry::wait_for(attempt, retry_after(&answer)) else {
+                        return Ok(answer);
+                    };
                     tracing::debug!(what = request.what, status = %answer.status(), ?wait, "retry");
                     attempt += 1;
                     tokio::time::sleep(wait).await;
@@ -221,7 +222,7 @@ impl Remote {
                     if attempt >= most || error.is_builder() || error.is_redirect() {
                         return Err(unreachable(request.what, endpoint, &error));
                     }
-                    let wait = retry::wait(attempt, None);
+                    let wait = retry::wait(attempt);
                     tracing::debug!(what = request.what, %error, ?wait, "retry");
                     attempt += 1;
                     tokio::time::sleep(wait).await;
@@ -333,6 +334,11 @@ async fn refusal(what: &str, answer: Response) -> Error {
     }
 }
 
+/// When the server wants to be asked again: seconds or a date.
+fn retry_after(answer: &Response) -> Option<&str> {
+    answer.headers().get(header::RETRY_AFTER)?.to_str().ok()
+}
+
 /// The error for an answer that is none of the expected ones.
 pub(super) async fn unexpected(what: &str, endpoint: &Endpoint, answer: Response) -> Error {
     let status = answer.status();
@@ -341,7 +347,8 @@ pub(super) async fn unexpected(what: &str, endpoint: &Endpoint, answer: Response
         StatusCode::FORBIDDEN => refusal(what, answer).await,
         _ => {
             let (what, host) = (what.to_owned(), endpoint.host.clone());
-            let message = server_message(answer).await;
+            let later = retry_after(&answer).map(|when| format!(" (retry after: {when})"));
+            let message = server_message(answer).await + &later.unwrap_or_default();
             // A TLS port spoken to in plain: not the registry's answer, another way may work.
             let tls_port = ["to an HTTPS server", "to HTTPS port"];
             if endpoint.plain && tls_port.iter().any(|text| message.contains(text)) {

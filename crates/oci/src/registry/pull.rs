@@ -132,7 +132,7 @@ impl Remote {
                 // The connection broke in the middle of the body.
                 Err(Error::Io { .. }) if broken < RESUMES => {
                     broken += 1;
-                    tokio::time::sleep(retry::wait(broken, None)).await;
+                    tokio::time::sleep(retry::wait(broken)).await;
                 }
                 other => return other,
             }
@@ -394,7 +394,7 @@ impl Download {
                 return Some((Err(std::io::Error::new(failure.kind(), text)), self));
             }
             tracing::debug!(what = self.what, offset = self.offset, error = %failure, "resume download");
-            tokio::time::sleep(retry::wait(self.stuck, None)).await;
+            tokio::time::sleep(retry::wait(self.stuck)).await;
             let reopened =
                 self.remote.open_blob(&self.repository, &self.blob, self.offset, &self.what).await;
             match reopened {

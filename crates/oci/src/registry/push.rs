@@ -196,7 +196,7 @@ impl Push<'_> {
                 return Err(failure);
             }
             tracing::debug!(what = self.what, error = %failure, "resume upload");
-            tokio::time::sleep(retry::wait(failures, None)).await;
+            tokio::time::sleep(retry::wait(failures)).await;
             // It may have arrived although the answer did not.
             if self.exists().await? {
                 return Ok(());

@@ -18,11 +18,17 @@ pub(super) fn is_temporary(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// Wait before attempt `attempt` (the first repetition is 1).
-pub(super) fn wait(attempt: u32, retry_after: Option<&str>) -> Duration {
-    if let Some(asked) = retry_after.and_then(parse_retry_after) {
-        return asked.min(LONGEST_RETRY_AFTER);
+/// Wait before attempt `attempt` (the first repetition is 1) of a server that may have said when to
+/// come back; `None` if that is too long to wait, and to come earlier would be of no use.
+pub(super) fn wait_for(attempt: u32, retry_after: Option<&str>) -> Option<Duration> {
+    match retry_after.and_then(parse_retry_after) {
+        Some(asked) => (asked <= LONGEST_RETRY_AFTER).then_some(asked),
+        None => Some(wait(attempt)),
     }
+}
+
+/// Wait before attempt `attempt`.
+pub(super) fn wait(attempt: u32) -> Duration {
     let exponential = FIRST_WAIT * 2u32.saturating_pow(attempt.saturating_sub(1).min(16));
     jitter(exponential.min(LONGEST_WAIT))
 }
@@ -55,10 +61,10 @@ mod tests {
 
     #[test]
     fn waits_grow_and_obey() {
-        assert_eq!(wait(1, Some("7")), Duration::from_secs(7));
-        assert_eq!(wait(1, Some("7000")), LONGEST_RETRY_AFTER);
-        assert_eq!(wait(1, Some("Wed, 21 Oct 2015 07:28:00 GMT")), Duration::ZERO);
-        assert!(wait(1, None) < Duration::from_millis(330));
-        assert!(wait(9, None) > Duration::from_secs(7));
+        assert_eq!(wait_for(1, Some("7")), Some(Duration::from_secs(7)));
+        assert_eq!(wait_for(1, Some("7000")), None);
+        assert_eq!(wait_for(1, Some("Wed, 21 Oct 2015 07:28:00 GMT")), Some(Duration::ZERO));
+        assert!(wait_for(1, None).is_some_and(|wait| wait < Duration::from_millis(330)));
+        assert!(wait(9) > Duration::from_secs(7));
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, process::ExitCode, time::SystemTime};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use client::Client;
 use proto::rbuild::v1::{
     Container, InspectContainerRequest, ListContainersRequest, LogsRequest, Port,
     RemoveContainerRequest, RenameContainerRequest, SignalContainerRequest, StartContainerRequest,
@@ -34,7 +35,7 @@ pub struct PsArgs {
     #[arg(long)]
     no_trunc: bool,
     /// Only containers with: id=…, name=…, status=…, ancestor=…, label=KEY[=VALUE], exited=CODE,
-    /// before=…, since=…, volume=…, publish=PORT
+    /// before=…, since=…, volume=…, publish=PORT, expose=PORT, health=…, network=…
     #[arg(long, short = 'f', value_name = "FILTER")]
     filter: Vec<String>,
     /// table TEMPLATE, json, or a template such as '{{.Names}}'
@@ -57,9 +58,9 @@ struct Filters(BTreeMap<String, Vec<String>>);
 
 impl Filters {
     fn parse(texts: &[String]) -> anyhow::Result<Self> {
-        const KNOWN: [&str; 10] = [
+        const KNOWN: [&str; 13] = [
             "id", "name", "status", "ancestor", "label", "exited", "before", "since", "volume",
-            "publish",
+            "publish", "expose", "health", "network",
         ];
         let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for text in texts {
@@ -73,6 +74,9 @@ impl Filters {
                 ["created", "running", "exited", "paused", "restarting", "dead", "removing"];
             if key == "status" && !states.contains(&value) {
                 bail!("invalid filter 'status={value}'");
+            }
+            if key == "health" && !["starting", "healthy", "unhealthy", "none"].contains(&value) {
+                bail!("invalid filter 'health={value}'");
             }
             all.entry(key.to_owned()).or_default().push(value.to_owned());
         }
@@ -120,9 +124,22 @@ impl Filters {
             "before" => other(value).is_some_and(|at| created(container) < at),
             "since" => other(value).is_some_and(|at| created(container) > at),
             "volume" => container.mounts.iter().any(|it| it.name == *value || it.target == *value),
+            "health" => {
+                let health = container.health.as_ref().map_or("none", |it| it.status.as_str());
+                health == value
+            }
+            "network" => network(container) == value,
+            "expose" => {
+                let wanted =
+                    if value.contains('/') { value.clone() } else { format!("{value}/tcp") };
+                container.exposed.contains(&wanted)
+            }
             _ => {
-                let port = value.split('/').next().unwrap_or(value);
-                container.ports.iter().any(|it| it.container_port.to_string() == port)
+                let (port, protocol) = value.split_once('/').unwrap_or((value, "tcp"));
+                let same = |it: &Port| {
+                    it.container_port.to_string() == port && protocol_of(it) == protocol
+                };
+                container.ports.iter().any(same)
             }
         };
         self.0.iter().all(|(key, values)| match key.as_str() {
@@ -191,7 +208,7 @@ impl PsArgs {
                 command(container, self.no_trunc),
                 container.created.as_ref().map(text::ago).unwrap_or_default(),
                 status(container),
-                ports(&container.ports),
+                shown_ports(container),
                 container.name.clone(),
             ]);
         }
@@ -217,7 +234,12 @@ fn status(container: &Container) -> String {
         }
         (None, Some(at)) => {
             let up = SystemTime::now().duration_since(text::instant(at)).unwrap_or_default();
-            format!("Up {}", text::age(up))
+            let health = match container.health.as_ref().map(|health| health.status.as_str()) {
+                None => String::new(),
+                Some("starting") => " (health: starting)".to_owned(),
+                Some(status) => format!(" ({status})"),
+            };
+            format!("Up {}{health}", text::age(up))
         }
         (None, None) => "Created".into(),
     }
@@ -225,11 +247,30 @@ fn status(container: &Container) -> String {
 
 /// `0.0.0.0:8080->80/tcp`, comma-separated.
 pub fn ports(ports: &[Port]) -> String {
-    let one = |port: &Port| {
-        let protocol = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
-        format!("{}->{}/{protocol}", address(port), port.container_port)
-    };
+    let one =
+        |port: &Port| format!("{}->{}/{}", address(port), port.container_port, protocol_of(port));
     ports.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn protocol_of(port: &Port) -> &str {
+    if port.protocol.is_empty() { "tcp" } else { &port.protocol }
+}
+
+/// Ports that are published, and while it runs those that only the container has.
+fn shown_ports(container: &Container) -> String {
+    let published = |text: &&String| {
+        let own = |it: &Port| format!("{}/{}", it.container_port, protocol_of(it)) == **text;
+        container.ports.iter().any(own)
+    };
+    let running = container.state == "running" && network(container) == "bridge";
+    let rest = container.exposed.iter().filter(|text| running && !published(text)).cloned();
+    let first = Some(ports(&container.ports)).filter(|text| !text.is_empty());
+    first.into_iter().chain(rest).collect::<Vec<_>>().join(", ")
+}
+
+fn network(container: &Container) -> &str {
+    let asked = container.request.as_ref().map(|request| request.network.as_str());
+    asked.filter(|name| !name.is_empty()).unwrap_or("bridge")
 }
 
 fn address(port: &Port) -> String {
@@ -246,7 +287,6 @@ fn container_json(container: &Container, id: String, whole: bool) -> Value {
         .map(|mount| if mount.name.is_empty() { mount.source.as_str() } else { &mount.name })
         .collect();
     let volumes = container.mounts.iter().filter(|mount| mount.kind == "volume").count();
-    let network = container.request.as_ref().map(|request| request.network.as_str());
     let at = container.created.as_ref();
     sorted([
         ("ID", id.into()),
@@ -257,11 +297,11 @@ fn container_json(container: &Container, id: String, whole: bool) -> Value {
         ("RunningFor", at.map(text::ago).into()),
         ("Status", status(container).into()),
         ("State", container.state.clone().into()),
-        ("Ports", ports(&container.ports).into()),
+        ("Ports", shown_ports(container).into()),
         ("Labels", images::labels_text(&container.labels).into()),
         ("Mounts", mounts.join(",").into()),
         ("LocalVolumes", volumes.to_string().into()),
-        ("Networks", network.filter(|name| !name.is_empty()).unwrap_or("bridge").into()),
+        ("Networks", network(container).into()),
         ("Size", "0B".into()),
     ])
 }
@@ -292,7 +332,7 @@ pub struct LogsArgs {
 }
 
 /// A point in time as docker's flags take it.
-fn point(text: &str) -> anyhow::Result<prost_types::Timestamp> {
+pub fn point(text: &str) -> anyhow::Result<prost_types::Timestamp> {
     if let Some(ago) = base::time::parse_go_duration(text) {
         return Ok(prost_types::Timestamp::from(SystemTime::now() - ago));
     }
@@ -341,6 +381,16 @@ impl LogsArgs {
 async fn each(
     containers: &[String],
     what: &'static str,
+    act: impl AsyncFnMut(&str) -> Result<(), Status>,
+) -> ExitCode {
+    each_but(containers, what, None, act).await
+}
+
+/// As [`each`]; errors of one kind are said and do not count.
+async fn each_but(
+    containers: &[String],
+    what: &'static str,
+    forgiven: Option<tonic::Code>,
     mut act: impl AsyncFnMut(&str) -> Result<(), Status>,
 ) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
@@ -348,8 +398,10 @@ async fn each(
         match act(container).await {
             Ok(()) => println!("{container}"),
             Err(status) => {
+                if forgiven != Some(status.code()) {
+                    code = ExitCode::FAILURE;
+                }
                 eprintln!("error: {:#}", refused(what)(status));
-                code = ExitCode::FAILURE;
             }
         }
     }
@@ -437,8 +489,8 @@ pub struct RmArgs {
     /// Kill those that run
     #[arg(long, short = 'f')]
     force: bool,
-    /// Accepted for scripts: volumes without a name go with --rm or volume prune
-    #[arg(long, short = 'v', hide = true)]
+    /// Also its volumes that have no name
+    #[arg(long, short = 'v')]
     volumes: bool,
 }
 
@@ -447,13 +499,14 @@ impl RmArgs {
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         let mut service = connection.connect().await?.containers();
         let what = "failed to remove the container";
-        Ok(each(&self.containers, what, async |container| {
-            let request =
-                RemoveContainerRequest { container: container.to_owned(), force: self.force };
-            match service.remove(request).await {
-                Err(status) if self.force && status.code() == tonic::Code::NotFound => Ok(()),
-                other => other.map(drop),
-            }
+        let forgiven = self.force.then_some(tonic::Code::NotFound);
+        Ok(each_but(&self.containers, what, forgiven, async |container| {
+            let request = RemoveContainerRequest {
+                container: container.to_owned(),
+                force: self.force,
+                volumes: self.volumes,
+            };
+            service.remove(request).await.map(drop)
         })
         .await)
     }
@@ -491,7 +544,7 @@ impl WaitArgs {
 pub struct PortArgs {
     /// Id or name
     container: String,
-    /// Only this port: PORT[/tcp]
+    /// Only this port: PORT[/tcp|/udp]
     port: Option<String>,
 }
 
@@ -504,12 +557,15 @@ impl PortArgs {
         let container = answer.map_err(refused("failed to read the ports"))?.into_inner();
         let Some(wanted) = &self.port else {
             for port in &container.ports {
-                println!("{}/tcp -> {}", port.container_port, address(port));
+                println!("{}/{} -> {}", port.container_port, protocol_of(port), address(port));
             }
             return Ok(ExitCode::SUCCESS);
         };
-        let number = wanted.strip_suffix("/tcp").unwrap_or(wanted);
-        let found = container.ports.iter().filter(|it| it.container_port.to_string() == number);
+        let (number, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+        let found = container
+            .ports
+            .iter()
+            .filter(|it| it.container_port.to_string() == number && protocol_of(it) == protocol);
         let found: Vec<String> = found.map(address).collect();
         if found.is_empty() {
             let shown = if wanted.contains('/') { wanted.clone() } else { format!("{wanted}/tcp") };
@@ -554,19 +610,28 @@ impl ContainerPruneArgs {
         if !self.force && !super::confirm("WARNING! This will remove all stopped containers.")? {
             return Ok(ExitCode::SUCCESS);
         }
-        let mut service = connection.connect().await?.containers();
-        let fail = refused("failed to remove containers");
-        let answer = service.list(ListContainersRequest { all: true }).await.map_err(&fail)?;
-        for container in answer.into_inner().containers {
-            if container.state == "running" {
-                continue;
-            }
-            let request = RemoveContainerRequest { container: container.id.clone(), force: false };
-            service.remove(request).await.map_err(&fail)?;
-            println!("{}", container.id);
-        }
+        let client = connection.connect().await?;
+        prune(&client).await?.iter().for_each(|id| println!("{id}"));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Forgets all containers that do not run; their ids.
+pub async fn prune(client: &Client) -> anyhow::Result<Vec<String>> {
+    let mut service = client.containers();
+    let fail = refused("failed to remove containers");
+    let answer = service.list(ListContainersRequest { all: true }).await.map_err(&fail)?;
+    let mut gone = Vec::new();
+    for container in answer.into_inner().containers {
+        if container.state == "running" {
+            continue;
+        }
+        let request =
+            RemoveContainerRequest { container: container.id.clone(), ..Default::default() };
+        service.remove(request).await.map_err(&fail)?;
+        gone.push(container.id);
+    }
+    Ok(gone)
 }
 
 #[cfg(test)]
@@ -611,7 +676,9 @@ mod tests {
         assert!(holds(&["name=^web$", "id=ab"]).unwrap());
         assert!(holds(&["name=x", "name=web"]).unwrap());
         assert!(!holds(&["name=^eb"]).unwrap());
+        assert!(holds(&["health=none", "network=bridge"]).unwrap());
         assert!(holds(&["health=good"]).is_err());
+        assert!(holds(&["colour=red"]).is_err());
         assert_eq!(point("1970-01-01T00:00:10").unwrap().seconds, 10);
         assert_eq!(point("10.5").unwrap().nanos, 500_000_000);
         assert!(point("yesterday").is_err());

@@ -37,7 +37,7 @@ impl DebugCommand {
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         match self {
             Self::Workers(args) => args.run(connection).await?,
-            Self::Info(args) => args.run(connection).await?,
+            Self::Info(args) => return args.run(connection).await,
             Self::DumpLlb(args) => args.run()?,
             Self::Histories(args) => args.run(connection).await?,
             Self::Logs(args) => args.run(connection).await?,
@@ -177,7 +177,8 @@ pub struct InfoArgs {
 }
 
 impl InfoArgs {
-    async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
+    /// Prints them.
+    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         let format = self.format.as_deref().map(Format::parse).transpose()?;
         let mut control = connection.connect().await?.control();
         let info = control.info(InfoRequest {}).await;
@@ -203,7 +204,7 @@ impl InfoArgs {
                 }
             }
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 }
 

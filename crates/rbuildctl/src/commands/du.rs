@@ -127,13 +127,15 @@ fn summary(records: &[UsageRecord]) -> String {
 }
 
 /// What belongs to no record, and the limit.
-fn rest(usage: &StorageUsageResponse) -> String {
+pub fn rest(usage: &StorageUsageResponse) -> String {
     let mut lines = Vec::new();
     let mut put = |key: &str, size: i64| lines.push(vec![key.to_owned(), format_bytes(size)]);
     put("Blobs of images and history:", usage.blobs);
     put("Metadata:", usage.metadata);
+    put("Volumes:", usage.volumes);
     put("Work in flight, logs, folders:", usage.other);
-    put("On disk:", usage.records + usage.blobs + usage.metadata + usage.other);
+    let parts = [usage.records, usage.blobs, usage.metadata, usage.volumes, usage.other];
+    put("On disk:", parts.into_iter().sum());
     if usage.ceiling > 0 {
         put("Ceiling:", usage.ceiling);
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use client::Client;
 use proto::rbuild::v1::{Image, ListImagesRequest, RemoveImageRequest, TagImageRequest};
 use serde_json::Value;
 
@@ -34,7 +35,7 @@ pub struct ImagesArgs {
     #[arg(long)]
     no_trunc: bool,
     /// Only images with: dangling=BOOL, reference=PATTERN, label=KEY[=VALUE], before=IMAGE,
-    /// since=IMAGE
+    /// since=IMAGE, until=24h
     #[arg(long, short = 'f', value_name = "FILTER")]
     filter: Vec<String>,
     /// table TEMPLATE, json, or a template such as '{{.Repository}}:{{.Tag}}'
@@ -117,7 +118,13 @@ fn filters(texts: &[String], images: &[Image]) -> anyhow::Result<Vec<Filter>> {
             "label" => Filter::Label(value.to_owned()),
             "before" => Filter::Before(other()?),
             "since" => Filter::Since(other()?),
-            key => bail!("invalid filter '{key}': use dangling, reference, label, before or since"),
+            "until" => {
+                let at = super::containers::point(value)?;
+                Filter::Before((at.seconds, at.nanos))
+            }
+            key => bail!(
+                "invalid filter '{key}': use dangling, reference, label, before, since or until"
+            ),
         });
     }
     // References are alternatives, all else has to hold at once.
@@ -423,30 +430,41 @@ impl ImagePruneArgs {
         if !self.force && !super::confirm(&format!("WARNING! This will remove {what}."))? {
             return Ok(ExitCode::SUCCESS);
         }
-        let mut service = connection.connect().await?.images();
-        let fail = refused("failed to remove images");
-        let answer = service.list(ListImagesRequest { all: true }).await.map_err(&fail)?;
-        let mut freed = 0;
-        for image in answer.into_inner().images {
-            if image.containers > 0 || !(self.all || image.name.is_empty()) {
-                continue;
-            }
-            let reference = match image.name.as_str() {
-                "" => id_of(&image).to_owned(),
-                name => name.to_owned(),
-            };
-            let removed = service.remove(RemoveImageRequest { reference, force: false }).await;
-            let Ok(answer) = removed else { continue };
-            let answer = answer.into_inner();
-            answer.untagged.iter().for_each(|name| println!("untagged: {name}"));
-            answer.deleted.iter().for_each(|digest| println!("deleted: {digest}"));
-            if !answer.deleted.is_empty() {
-                freed += image.size;
-            }
+        let client = connection.connect().await?;
+        let (lines, freed) = prune(&client, self.all).await?;
+        if !lines.is_empty() {
+            println!("Deleted Images:\n{}\n", lines.join("\n"));
         }
-        println!("\nTotal reclaimed space: {}", text::docker_size(freed));
+        println!("Total reclaimed space: {}", text::docker_size(freed));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Removes images that no container uses, those with a name only with `all`; what to print of
+/// them, and their size.
+pub async fn prune(client: &Client, all: bool) -> anyhow::Result<(Vec<String>, i64)> {
+    let mut service = client.images();
+    let fail = refused("failed to remove images");
+    let answer = service.list(ListImagesRequest { all: true }).await.map_err(&fail)?;
+    let (mut lines, mut freed) = (Vec::new(), 0);
+    for image in answer.into_inner().images {
+        if image.containers > 0 || !(all || image.name.is_empty()) {
+            continue;
+        }
+        let reference = match image.name.as_str() {
+            "" => id_of(&image).to_owned(),
+            name => name.to_owned(),
+        };
+        let removed = service.remove(RemoveImageRequest { reference, force: false }).await;
+        let Ok(answer) = removed else { continue };
+        let answer = answer.into_inner();
+        lines.extend(answer.untagged.iter().map(|name| format!("untagged: {name}")));
+        lines.extend(answer.deleted.iter().map(|digest| format!("deleted: {digest}")));
+        if !answer.deleted.is_empty() {
+            freed += image.size;
+        }
+    }
+    Ok((lines, freed))
 }
 
 /// A full name the way people write it.
@@ -501,6 +519,7 @@ mod tests {
         assert_eq!(shown(&["before=b"]), "a:1");
         assert_eq!(shown(&["since=a:1", "label=k=v", "dangling=0"]), "b:latest");
         assert_eq!(shown(&["label=other"]), "");
+        assert_eq!(shown(&["until=1970-01-01T00:00:02"]), "a:1");
         assert_eq!(shown(&["before=z"]), "No such image: z");
         assert!(shown(&["colour=red"]).starts_with("invalid filter 'colour'"));
     }

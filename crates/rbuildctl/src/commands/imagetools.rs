@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use base::{Digest, Platform};
 use clap::{Args, Subcommand};
-use client::{Client, Logins};
+use client::{Client, LayoutFolder, Logins};
 use oci::{Descriptor, Index, Manifest, Reference, layout::Layout, media, select};
 use proto::rbuild::v1::{CopyRequest, FetchRequest, PutManifestRequest, ReferrersRequest};
 use serde_json::{Map, Value, json};
@@ -37,7 +37,7 @@ pub struct InspectArgs {
     /// Print the manifest or index as it is
     #[arg(long)]
     raw: bool,
-    /// json or a template over .Name, .Manifest and .Image
+    /// json or a template over .Name, .Manifest, .Image, .Provenance and .SBOM
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Also list what refers to the image
@@ -134,11 +134,10 @@ struct Reader {
 impl Reader {
     async fn new(
         connection: &ConnectionArgs,
-        places: &[&Place],
-        layouts: BTreeMap<String, PathBuf>,
+        needs_daemon: bool,
+        layouts: BTreeMap<String, LayoutFolder>,
     ) -> anyhow::Result<Self> {
-        // Looking into a folder needs no daemon.
-        if places.iter().all(|place| matches!(place, Place::Layout { .. })) {
+        if !needs_daemon {
             return Ok(Self { client: None });
         }
         let client = connection.connect().await?;
@@ -220,7 +219,9 @@ impl InspectArgs {
         }
         let format = self.format.as_deref().map(Format::parse).transpose()?;
         let place = Place::parse(&self.name)?;
-        let reader = Reader::new(connection, &[&place], BTreeMap::new()).await?;
+        // Looking into a folder needs no daemon.
+        let remote = matches!(place, Place::Registry(_));
+        let reader = Reader::new(connection, remote, BTreeMap::new()).await?;
         let root = reader.root(&place).await?;
         if self.raw {
             use std::io::Write as _;
@@ -232,10 +233,19 @@ impl InspectArgs {
             Place::Layout { .. } => self.name.clone(),
         };
         if let Some(format) = format {
+            let text = self.format.as_deref().unwrap_or_default();
+            let whole = matches!(text, "json" | "{{json .}}");
+            let wanted = whole || text.contains(".Provenance") || text.contains(".SBOM");
+            let statements = match wanted {
+                true => Statements::of(&reader, &place, &root).await?,
+                false => Statements::default(),
+            };
             let value = json!({
                 "Name": name,
                 "Manifest": manifest_json(&root)?,
                 "Image": images_json(&reader, &place, &root).await?,
+                "Provenance": only(statements.provenance),
+                "SBOM": only(statements.sbom),
             });
             println!("{}", format.apply(&value)?);
             return Ok(ExitCode::SUCCESS);
@@ -326,6 +336,15 @@ fn manifest_json(root: &Fetched) -> anyhow::Result<Value> {
     Ok(Value::Object(shown))
 }
 
+/// Adds a manifest or index, whose members are there, to a layout.
+fn put_in_layout(folder: &Path, tag: &str, kind: &str, body: &[u8]) -> anyhow::Result<()> {
+    let descriptor = Descriptor::of(kind.to_owned(), body);
+    let blobs = folder.join("blobs/sha256");
+    base::fs::create_dir_all(&blobs)?;
+    base::fs::write_atomic(&blobs.join(descriptor.digest.hex()), body, false)?;
+    Ok(client::name_in_layout(folder, &serde_json::to_value(&descriptor)?, tag)?)
+}
+
 /// The config, or configs by platform.
 async fn images_json(reader: &Reader, place: &Place, root: &Fetched) -> anyhow::Result<Value> {
     let name = place.repository();
@@ -340,7 +359,57 @@ async fn images_json(reader: &Reader, place: &Place, root: &Fetched) -> anyhow::
         let manifest = reader.below(place, &member.digest, false).await?;
         by_platform.insert(platform.format(), config_of(reader, place, &manifest).await?);
     }
-    Ok(Value::Object(by_platform))
+    Ok(only(by_platform))
+}
+
+/// What is there for one platform alone stands for itself, as buildx shows it.
+fn only(mut by_platform: Map<String, Value>) -> Value {
+    match by_platform.len() {
+        0 => json!({}),
+        1 => by_platform.values_mut().next().expect("there is one").take(),
+        _ => Value::Object(by_platform),
+    }
+}
+
+/// What an index says of its images, by platform.
+#[derive(Default)]
+struct Statements {
+    provenance: Map<String, Value>,
+    sbom: Map<String, Value>,
+}
+
+impl Statements {
+    async fn of(reader: &Reader, place: &Place, root: &Fetched) -> anyhow::Result<Self> {
+        let mut found = Self::default();
+        if !media::is_index(&root.descriptor.media_type) {
+            return Ok(found);
+        }
+        let index = Index::parse(&place.repository(), &root.body)?;
+        for member in &index.manifests {
+            let Some(about) = member.annotations.get(select::ANNOTATION_REFERENCE_DIGEST) else {
+                continue;
+            };
+            let subject = index.manifests.iter().find(|it| it.digest.to_string() == *about);
+            let Some(platform) = subject.and_then(|it| it.platform.as_ref()) else { continue };
+            let manifest = reader.below(place, &member.digest, false).await?;
+            let manifest = Manifest::parse(&place.repository(), &manifest.body)?;
+            for layer in manifest.layers {
+                let kind = layer.annotations.get("in-toto.io/predicate-type");
+                let (list, name) = match kind.map(String::as_str) {
+                    Some(kind) if kind.starts_with("https://slsa.dev/provenance/") => {
+                        (&mut found.provenance, "SLSA")
+                    }
+                    Some("https://spdx.dev/Document") => (&mut found.sbom, "SPDX"),
+                    _ => continue,
+                };
+                let body = reader.below(place, &layer.digest, true).await?.body;
+                let mut statement: Value =
+                    serde_json::from_slice(&body).context("a statement is unreadable")?;
+                list.insert(platform.format(), json!({ name: statement["predicate"].take() }));
+            }
+        }
+        Ok(found)
+    }
 }
 
 async fn config_of(reader: &Reader, place: &Place, manifest: &Fetched) -> anyhow::Result<Value> {
@@ -371,27 +440,31 @@ impl CreateArgs {
         }
         let mut targets = Vec::new();
         for tag in &self.tag {
-            let Place::Registry(reference) = Place::parse(tag)? else {
-                bail!("{tag}: the new image goes to a registry");
-            };
-            targets.push(reference);
+            let place = Place::parse(tag)?;
+            if matches!(place, Place::Layout { digest: Some(_), .. }) {
+                bail!("{tag}: a new image has a tag, not a digest");
+            }
+            targets.push(place);
         }
         let mut places = Vec::new();
         for source in &self.sources {
             places.push(Place::parse(source)?);
         }
         let mut layouts = BTreeMap::new();
-        for place in &places {
-            if let Place::Layout { folder, .. } = place {
-                layouts.insert(folder.display().to_string(), folder.clone());
+        // A layout that is written may be read too.
+        for (places, writable) in [(&places, false), (&targets, true)] {
+            for place in places {
+                if let Place::Layout { folder, .. } = place {
+                    let folder = folder.clone();
+                    let name = folder.display().to_string();
+                    layouts.insert(name, LayoutFolder { folder, writable });
+                }
             }
         }
-        let target_places: Vec<Place> = targets.iter().cloned().map(Place::Registry).collect();
-        let needed: Vec<&Place> = places.iter().chain(&target_places).collect();
-        let reader = Reader::new(connection, &needed, layouts).await?;
+        let reader = Reader::new(connection, true, layouts).await?;
         let mut sources = Vec::new();
         let appended: Vec<&Place> =
-            if self.append { target_places.iter().take(1).collect() } else { Vec::new() };
+            if self.append { targets.iter().take(1).collect() } else { Vec::new() };
         let mut roots = Vec::new();
         for place in appended.into_iter().chain(&places) {
             let root = reader.root(place).await?;
@@ -402,7 +475,7 @@ impl CreateArgs {
             let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
             let descriptor: Descriptor = serde_json::from_slice(&text)
                 .with_context(|| format!("{}: not a descriptor", file.display()))?;
-            let place = target_places.first().cloned();
+            let place = targets.first().cloned();
             let place = place.context("descriptors from files need --tag")?;
             sources.push(Source { descriptor, place });
         }
@@ -433,21 +506,30 @@ impl CreateArgs {
                 let request = CopyRequest {
                     session: logins.session(),
                     source: source.place.repository(),
-                    target: target.without_tag_and_digest().to_string(),
+                    target: target.repository(),
                     descriptor: base::gojson::to_vec(&source.descriptor).into(),
                 };
                 let fail = refused("failed to copy");
                 client.registries().copy(request).await.map_err(fail)?;
             }
-            let request = PutManifestRequest {
-                session: logins.session(),
-                reference: target.to_string(),
-                media_type: kind.clone(),
-                body: body.clone().into(),
+            let name = match target {
+                Place::Registry(reference) => {
+                    let request = PutManifestRequest {
+                        session: logins.session(),
+                        reference: reference.to_string(),
+                        media_type: kind.clone(),
+                        body: body.clone().into(),
+                    };
+                    let answer = client.registries().put_manifest(request).await;
+                    answer.map_err(refused("failed to push"))?;
+                    reference.to_string()
+                }
+                Place::Layout { folder, tag, .. } => {
+                    put_in_layout(folder, tag.as_deref().unwrap_or("latest"), &kind, &body)?;
+                    target.repository()
+                }
             };
-            let answer = client.registries().put_manifest(request).await;
-            let answer = answer.map_err(refused("failed to push"))?.into_inner();
-            println!("{target}@{}", answer.digest);
+            println!("{name}@{}", Digest::of(&body));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -283,7 +283,7 @@ fn container_json(container: &Container) -> Value {
     let network = if request.network.is_empty() { "bridge" } else { &request.network };
     let tmpfs: Map<String, Value> =
         request.tmpfs.iter().map(|tmpfs| (tmpfs.path.clone(), "".into())).collect();
-    json!({
+    let mut value = json!({
         "Id": container.id,
         "Created": time(&container.created),
         "Path": path,
@@ -341,7 +341,23 @@ fn container_json(container: &Container) -> Value {
         "NetworkSettings": {
             "Ports": ports,
         },
-    })
+    });
+    if let Some(health) = &container.health {
+        let log = health.log.iter().map(|result| {
+            json!({
+                "Start": time(&result.start),
+                "End": time(&result.end),
+                "ExitCode": result.code,
+                "Output": result.output,
+            })
+        });
+        value["State"]["Health"] = json!({
+            "Status": health.status,
+            "FailingStreak": health.failing,
+            "Log": log.collect::<Vec<_>>(),
+        });
+    }
+    value
 }
 
 /// Show how an image was made

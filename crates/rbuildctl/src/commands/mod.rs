@@ -16,6 +16,7 @@ pub mod login;
 pub mod prune;
 pub mod run;
 pub mod run_parse;
+pub mod system;
 pub mod transfer;
 pub mod unknown;
 pub mod verify;

@@ -59,17 +59,41 @@ impl PruneArgs {
             max_used_space: bytes(self.keep_storage),
             min_free_space: bytes(self.free_storage),
         };
-        let mut control = connection.connect().await?.control();
-        let fail = ClientError::rpc("failed to prune");
-        let mut records = control.prune(request).await.map_err(&fail)?.into_inner();
-        let (mut total, mut first) = (0, true);
-        while let Some(record) = records.message().await.map_err(&fail)? {
-            total += record.size;
-            if let Some(format) = &format {
-                println!("{}", format.apply(&du::record_json(&record))?);
-            } else if self.verbose {
-                print!("{}", du::verbose(&record));
-            } else {
+        let show = match &format {
+            Some(format) => Show::Format(format),
+            None if self.verbose => Show::Verbose,
+            None => Show::Table,
+        };
+        records(connection, request, &show).await
+    }
+}
+
+/// How records that go are shown.
+pub enum Show<'a> {
+    /// As rows with a header.
+    Table,
+    /// With all that is known of them.
+    Verbose,
+    /// With a template, and without their sum.
+    Format(&'a Format),
+}
+
+/// Prunes, and prints records as they go.
+pub async fn records(
+    connection: &ConnectionArgs,
+    request: PruneRequest,
+    show: &Show<'_>,
+) -> anyhow::Result<ExitCode> {
+    let mut control = connection.connect().await?.control();
+    let fail = ClientError::rpc("failed to prune");
+    let mut records = control.prune(request).await.map_err(&fail)?.into_inner();
+    let (mut total, mut first) = (0, true);
+    while let Some(record) = records.message().await.map_err(&fail)? {
+        total += record.size;
+        match show {
+            Show::Format(format) => println!("{}", format.apply(&du::record_json(&record))?),
+            Show::Verbose => print!("{}", du::verbose(&record)),
+            Show::Table => {
                 let mut lines = vec![du::row(&record)];
                 if std::mem::take(&mut first) {
                     lines.insert(0, du::header());
@@ -77,11 +101,11 @@ impl PruneArgs {
                 print!("{}", tabbed(&lines));
             }
         }
-        if format.is_none() {
-            println!("Total:\t{}", format_bytes(total));
-        }
-        Ok(ExitCode::SUCCESS)
     }
+    if !matches!(show, Show::Format(_)) {
+        println!("Total:\t{}", format_bytes(total));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Remove records of past builds

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use client::Client;
 use proto::rbuild::v1::{
-    Entrypoint, ExecStart, InspectContainerRequest, InspectImageRequest, RunRequest,
+    Entrypoint, ExecStart, Healthcheck, InspectContainerRequest, InspectImageRequest, RunRequest,
     StartContainerRequest,
 };
 
@@ -37,7 +37,7 @@ enum Pull {
 /// What a container is made of.
 #[derive(Args, Debug)]
 pub struct ContainerArgs {
-    /// Publish a port: [IP:][HOST:]CONTAINER[/tcp]
+    /// Publish a port: [IP:][HOST:]CONTAINER[/tcp|/udp]
     #[arg(long, short = 'p', value_name = "PORT")]
     publish: Vec<String>,
     /// Publish every exposed port on a free one
@@ -148,9 +148,8 @@ pub struct ContainerArgs {
     /// Write the container's id to a file, which must not exist
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
-    /// Accepted for scripts: no health checks are run
-    #[arg(long, hide = true)]
-    no_healthcheck: bool,
+    #[command(flatten)]
+    health: HealthArgs,
     #[command(flatten)]
     refused: RefusedArgs,
     /// Name or id
@@ -158,6 +157,59 @@ pub struct ContainerArgs {
     /// Command in place of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
+}
+
+/// How the container is asked whether it is well.
+#[derive(Args, Debug)]
+struct HealthArgs {
+    /// Run no health checks
+    #[arg(long)]
+    no_healthcheck: bool,
+    /// Command that tells whether the container is well
+    #[arg(long, value_name = "COMMAND", conflicts_with = "no_healthcheck")]
+    health_cmd: Option<String>,
+    /// Time between checks, e.g. 30s
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    health_interval: Option<i64>,
+    /// Most time of one check
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    health_timeout: Option<i64>,
+    /// Time in which failures do not count
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    health_start_period: Option<i64>,
+    /// Time between checks of the start period
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    health_start_interval: Option<i64>,
+    /// Failures in a row that make it unhealthy
+    #[arg(long, value_name = "NUMBER")]
+    health_retries: Option<u32>,
+}
+
+/// Nanoseconds of a duration.
+fn duration(text: &str) -> Result<i64, String> {
+    let parsed = base::time::parse_go_duration(text);
+    let nanos = parsed.and_then(|duration| i64::try_from(duration.as_nanos()).ok());
+    nanos.ok_or_else(|| "expected a duration such as 30s".to_owned())
+}
+
+impl HealthArgs {
+    /// `None` if the image's check is left as it is.
+    fn request(&self) -> Option<Healthcheck> {
+        let test = match &self.health_cmd {
+            _ if self.no_healthcheck => vec!["NONE".to_owned()],
+            Some(command) => vec!["CMD-SHELL".to_owned(), command.clone()],
+            None => Vec::new(),
+        };
+        let check = Healthcheck {
+            test,
+            interval: self.health_interval.unwrap_or_default(),
+            timeout: self.health_timeout.unwrap_or_default(),
+            start_period: self.health_start_period.unwrap_or_default(),
+            start_interval: self.health_start_interval.unwrap_or_default(),
+            retries: self.health_retries.unwrap_or_default(),
+        };
+        (check != Healthcheck::default()).then_some(check)
+    }
 }
 
 /// What docker has and this has not; each has an error that says what to do.
@@ -191,8 +243,6 @@ struct RefusedArgs {
     sysctl: Vec<String>,
     #[arg(long, hide = true)]
     log_driver: Option<String>,
-    #[arg(long, hide = true)]
-    health_cmd: Option<String>,
     #[arg(long, hide = true)]
     network_alias: Vec<String>,
     #[arg(long, hide = true)]
@@ -241,9 +291,6 @@ impl RefusedArgs {
         }
         if self.log_driver.as_deref().is_some_and(|driver| driver != "json-file") {
             return no("log-driver", "read the output with logs -f");
-        }
-        if self.health_cmd.is_some() {
-            return no("health-cmd", "check from outside with exec");
         }
         if self.runtime.is_some() {
             return no("runtime", "the daemon's --oci-worker-binary chooses one for all");
@@ -368,6 +415,7 @@ impl ContainerArgs {
             dns_search: self.dns_search.clone(),
             dns_options: self.dns_option.clone(),
             privileged: self.privileged,
+            healthcheck: self.health.request(),
         })
     }
 
@@ -408,6 +456,10 @@ impl ContainerArgs {
             _ => Ok(()),
         }
     }
+}
+
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|warning| eprintln!("WARNING: {warning}"));
 }
 
 /// Tells why a process did not start; 125, 126 or 127.
@@ -461,6 +513,7 @@ impl RunArgs {
             Ok(started) => started.into_inner(),
             Err(status) => return Ok(not_started("failed to run the container", status)),
         };
+        warn(&started.warnings);
         args.note_id(&started.id)?;
         if self.detach {
             println!("{}", started.id);
@@ -486,9 +539,10 @@ impl CreateArgs {
         args.bring(&client, &request).await?;
         request.create_only = true;
         let made = client.containers().run(request).await;
-        let id = made.map_err(refused("failed to create the container"))?.into_inner().id;
-        args.note_id(&id)?;
-        println!("{id}");
+        let made = made.map_err(refused("failed to create the container"))?.into_inner();
+        warn(&made.warnings);
+        args.note_id(&made.id)?;
+        println!("{}", made.id);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -109,6 +109,9 @@ pub async fn pull(
             Show::Quiet => println!("{}", done.name),
             Show::Nothing => {}
         }
+        if !done.warning.is_empty() {
+            eprintln!("WARNING: {}", done.warning);
+        }
     }
     Ok(())
 }

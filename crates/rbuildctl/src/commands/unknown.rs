@@ -5,7 +5,6 @@ use anyhow::{anyhow, bail};
 /// Docker's commands that mean nothing here, and why.
 const HINTS: &[(&str, &str)] = &[
     ("bake", "use docker buildx bake with this daemon as a remote builder"),
-    ("builder", "leave the word away: build and prune are commands of their own"),
     ("buildx", "leave the word away: build, du, prune and imagetools are commands of their own"),
     ("checkpoint", "containers are not checkpointed"),
     ("commit", "write a Dockerfile and build it; cp takes files out of a container"),
@@ -16,7 +15,6 @@ const HINTS: &[(&str, &str)] = &[
     ("events", "follow a container with logs -f or wait, builds with debug histories"),
     ("export", "use: rbuildctl cp CONTAINER:/ - > files.tar"),
     ("import", "use a Dockerfile: FROM scratch, ADD files.tar /"),
-    ("info", "use debug info and debug workers"),
     ("manifest", "use imagetools inspect and imagetools create"),
     ("network", "containers have a network of their own, the host's, or none: run --network"),
     ("node", "swarm is not supported"),
@@ -28,12 +26,10 @@ const HINTS: &[(&str, &str)] = &[
     ("stack", "swarm is not supported"),
     ("stats", "look at the container's control group, or run top in it with exec"),
     ("swarm", "swarm is not supported"),
-    ("system", "use du, prune and debug info"),
     ("top", "use: rbuildctl exec CONTAINER ps"),
     ("trust", "images are not signed here; pin them by digest"),
     ("unpause", "send the container a signal: kill -s CONT"),
     ("update", "run the container again with other limits"),
-    ("version", "use --version, or debug info for the daemon's"),
 ];
 
 /// The error for a command that does not exist.

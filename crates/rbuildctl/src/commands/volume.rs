@@ -207,16 +207,24 @@ impl PruneArgs {
         if !self.force && !super::confirm(&text)? {
             return Ok(ExitCode::SUCCESS);
         }
-        for volume in list(client).await? {
-            let anonymous =
-                volume.name.len() == 64 && volume.name.bytes().all(|b| b.is_ascii_hexdigit());
-            if !volume.used_by.is_empty() || !(anonymous || self.all) {
-                continue;
-            }
-            let request = RemoveVolumeRequest { name: volume.name.clone() };
-            client.volumes().remove(request).await.map_err(refused("failed to remove a volume"))?;
-            println!("{}", volume.name);
-        }
+        prune(client, self.all).await?.iter().for_each(|name| println!("{name}"));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Removes volumes that no container mounts, those with a name of the user's only with `all`;
+/// their names.
+pub async fn prune(client: &Client, all: bool) -> anyhow::Result<Vec<String>> {
+    let mut gone = Vec::new();
+    for volume in list(client).await? {
+        let anonymous =
+            volume.name.len() == 64 && volume.name.bytes().all(|b| b.is_ascii_hexdigit());
+        if !volume.used_by.is_empty() || !(anonymous || all) {
+            continue;
+        }
+        let request = RemoveVolumeRequest { name: volume.name.clone() };
+        client.volumes().remove(request).await.map_err(refused("failed to remove a volume"))?;
+        gone.push(volume.name);
+    }
+    Ok(gone)
 }

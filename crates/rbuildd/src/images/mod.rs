@@ -113,6 +113,36 @@ impl Images {
         }
     }
 
+    /// The platform as which a container of an image runs, and what there is to say about it.
+    pub fn runs_as(
+        &self,
+        image: &Image,
+        request: &wire::RunRequest,
+    ) -> Result<(Platform, Option<String>), Status> {
+        let asked = platform(&request.platform)?;
+        let view = self.view();
+        let members = view.members(&image.descriptor);
+        let wanted = asked.as_ref().unwrap_or(self.host());
+        if view.best(&members, wanted).is_some() {
+            return Ok((wanted.clone(), None));
+        }
+        match (&asked, view.shown(&members)) {
+            (None, Some(member)) => {
+                let (own, host) = (member.platform.format(), wanted.format());
+                let warning = format!(
+                    "The requested image's platform ({own}) does not match the detected host \
+                     platform ({host}) and no specific platform was requested"
+                );
+                Ok((member.platform.clone(), Some(warning)))
+            }
+            _ => Err(Status::not_found(mismatch(
+                &request.image,
+                wanted,
+                members.first().map(|member| &member.platform),
+            ))),
+        }
+    }
+
     /// Points a name at an image; the image it pointed at before stays, without a name. Returns the
     /// one that was replaced.
     async fn name(&self, name: &str, descriptor: Descriptor) -> Result<Option<Descriptor>, Status> {
@@ -185,6 +215,16 @@ impl Images {
             image: Some(described),
         })
     }
+}
+
+/// What is said of an image for another platform than was asked for.
+fn mismatch(name: &str, wanted: &Platform, actual: Option<&Platform>) -> String {
+    let actual = actual.map_or_else(|| "none".to_owned(), Platform::format);
+    format!(
+        "image with reference {name} was found but does not match the specified platform: wanted \
+         {}, actual: {actual}",
+        wanted.format()
+    )
 }
 
 fn with_tag(wanted: &str) -> String {

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
-use super::{Images, failed, number, parse_name, platform, view::Member};
+use super::{Images, failed, mismatch, number, parse_name, platform, view::Member};
 use crate::pipe::{Answers, Owning};
 
 /// Blobs of one push in flight; the registry client has its own limit per host.
@@ -187,6 +187,7 @@ impl Images {
         let gone = || Status::unknown(format!("the manifest of {name} vanished"));
         let info = store.content().info(&digest).ok_or_else(gone)?;
         let size = store.content().size(&digest).ok_or_else(gone)?;
+        let kind = info.media_type.clone();
         let root = Descriptor::new(info.media_type, digest, size);
         let image = LocalImage::read(store, &name, &root, platform)
             .map_err(|error| gateway::status::to_tonic(&error))?;
@@ -225,7 +226,11 @@ impl Images {
         let before = self.images().get(&name).map(|image| image.descriptor.digest);
         self.name(&name, root).await?;
         drop(source);
+        let actual = image.config.platform();
+        let other = !media::is_index(&kind) && actual.rank_for(platform).is_none();
+        let warning = other.then(|| mismatch(&reference.familiar(), platform, Some(&actual)));
         events.done(wire::TransferDone {
+            warning: warning.unwrap_or_default(),
             name,
             digest: digest.to_string(),
             size: number(size),
@@ -402,6 +407,7 @@ impl Images {
             digest: root.digest.to_string(),
             size: number(root.size),
             unchanged: false,
+            warning: String::new(),
         });
         Ok(())
     }
