@@ -338,3 +338,17 @@ impl From<&Platform> for pb::Platform {
         }
     }
 }
+impl pb::Definition {
+    /// Takes out places of vertices that have none, also in the graphs its files come from. They
+    /// mean nothing, but an empty value in a map is left out on the wire, and Go clients take it for
+    /// nil there.
+    pub fn drop_empty_locations(&mut self) {
+        let Some(source) = &mut self.source else { return };
+        source.locations.retain(|_, places| !places.locations.is_empty());
+        for info in &mut source.infos {
+            if let Some(definition) = &mut info.definition {
+                definition.drop_empty_locations();
+            }
+        }
+    }
+}

@@ -71,7 +71,12 @@ impl Run {
             .lock()
             .expect("no panic while holding refs")
             .insert(id.clone(), reference.clone());
-        frontend::Ref { id, def: reference.definition().map(|definition| (**definition).clone()) }
+        let definition = |definition: &Arc<pb::Definition>| {
+            let mut definition = (**definition).clone();
+            definition.drop_empty_locations();
+            definition
+        };
+        frontend::Ref { id, def: reference.definition().map(definition) }
     }
 
     /// Tells the far side of a failure; it may look into the trees that are left.

@@ -261,6 +261,11 @@ impl<R: Runs> LlbBridge for Service<R> {
     ) -> Result<Response<wire::InputsResponse>, Status> {
         let run = self.run(&request).await?;
         let definitions = run.bridge().inputs().await.map_err(|error| to_tonic(&error))?;
+        let entry = |(key, mut definition): (String, llb::pb::Definition)| {
+            definition.drop_empty_locations();
+            wire::inputs_response::Entry { key, value: Some(definition) }
+        };
+        let definitions = definitions.into_iter().map(entry).collect();
         Ok(Response::new(wire::InputsResponse { definitions }))
     }
 
@@ -403,7 +408,11 @@ fn deprecated_refs(result: wire::result::Result) -> wire::result::Result {
     match result {
         Wire::Ref(reference) => Wire::RefDeprecated(reference.id),
         Wire::Refs(map) => Wire::RefsDeprecated(wire::RefMapDeprecated {
-            refs: map.refs.into_iter().map(|(key, reference)| (key, reference.id)).collect(),
+            refs: map
+                .refs
+                .into_iter()
+                .map(|entry| (entry.key, entry.value.unwrap_or_default().id))
+                .collect(),
         }),
         already => already,
     }

@@ -20,7 +20,10 @@ pub fn result_to_wire(
         Refs::Map(map) => Wire::Refs(frontend::RefMap {
             refs: map
                 .iter()
-                .map(|(key, reference)| (key.clone(), id_of(reference.as_ref())))
+                .map(|(key, reference)| frontend::ref_map::Entry {
+                    key: key.clone(),
+                    value: Some(id_of(reference.as_ref())),
+                })
                 .collect(),
         }),
     };
@@ -83,7 +86,7 @@ pub fn result_from_wire<E>(
             let refs: Result<BTreeMap<_, _>, E> = map
                 .refs
                 .into_iter()
-                .map(|(key, reference)| Ok((key, find(&reference.id)?)))
+                .map(|entry| Ok((entry.key, find(&entry.value.unwrap_or_default().id)?)))
                 .collect();
             Refs::Map(refs?)
         }
@@ -214,5 +217,28 @@ pub fn worker(info: &WorkerInfo) -> control::types::WorkerRecord {
         labels: info.labels.clone(),
         platforms: info.platforms.iter().map(pb::Platform::from).collect(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_tree_has_a_value_in_the_map() {
+        let refs = BTreeMap::from([("linux/amd64".to_owned(), None)]);
+        let result = FrontendResult { refs: Refs::Map(refs), ..FrontendResult::default() };
+        let wire = result_to_wire(&result, |_| frontend::Ref::default());
+        let Some(frontend::result::Result::Refs(map)) = &wire.result else { panic!("{wire:?}") };
+        // One entry: the key, and a reference of no bytes.
+        assert_eq!(map.encode_to_vec(), b"\x0a\x0f\x0a\x0blinux/amd64\x12\x00");
+        let back = result_from_wire(wire, |id| {
+            assert_eq!(id, "");
+            Ok::<_, ()>(None)
+        });
+        let Refs::Map(refs) = back.unwrap().refs else { panic!("there are several") };
+        assert!(refs["linux/amd64"].is_none());
     }
 }
