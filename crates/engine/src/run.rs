@@ -376,7 +376,9 @@ impl Runner {
         let target = target.to_owned();
         let filling = tokio::task::spawn_blocking(move || -> Result<(), String> {
             match Found::at(tree.fd(), &target, true) {
-                Ok(found) if found.info().folder => {}
+                Ok(found) if found.info().folder => {
+                    found.dress(&volume.path).map_err(|error| error.to_string())?;
+                }
                 _ => return Ok(()),
             }
             let (reader, writer) = io::pipe().map_err(|error| error.to_string())?;

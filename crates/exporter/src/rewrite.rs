@@ -24,8 +24,7 @@ pub(crate) fn rewrite(input: &mut dyn Read, epoch: i64, out: &mut dyn Write) -> 
         }
         if header.iter().all(|byte| *byte == 0) {
             out.write_all(&header)?;
-            io::copy(input, out)?;
-            return Ok(());
+            return finish(input, out);
         }
         let kind = header[156];
         let size = number(&header[124..136]).ok_or_else(|| bad("size is not a number"))?;
@@ -77,6 +76,20 @@ pub(crate) fn rewrite(input: &mut dyn Read, epoch: i64, out: &mut dyn Write) -> 
             }
         }
     }
+}
+
+/// Copies the padding after the last member. What else comes there no reader of tars sees: the index
+/// of an estargz layer, with times of before, in whose place comes a new one.
+fn finish(input: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
+    let mut block = [0u8; BLOCK];
+    while read_block(input, &mut block)? {
+        if block.iter().any(|byte| *byte != 0) {
+            io::copy(input, &mut io::sink())?;
+            break;
+        }
+        out.write_all(&block)?;
+    }
+    Ok(())
 }
 
 type Record = (Vec<u8>, Vec<u8>);
@@ -237,6 +250,10 @@ mod tests {
         let mut out = Vec::new();
         rewrite(&mut &tar[..], 100, &mut out).unwrap();
         assert_eq!(out.len(), tar.len());
+        let mut longer = Vec::new();
+        let index = [&tar[..], &tar[..]].concat();
+        rewrite(&mut &index[..], 100, &mut longer).unwrap();
+        assert_eq!(longer, out);
         assert_eq!(out[..1024], tar[..1024]);
         assert_eq!(&out[1024 + 136..1024 + 148], b"00000000144\0");
         let mut again = Vec::new();

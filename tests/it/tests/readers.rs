@@ -147,3 +147,37 @@ fn an_image_goes_to_a_registry_and_comes_back() {
     puller.ok(&["build", "-t", "again:1", &again.arg()]);
     assert_eq!(puller.ok(&["run", "--rm", "again:1"]), "content\n");
 }
+
+#[test]
+fn what_skopeo_writes_is_read() {
+    if !can_run() || !has("docker-registry") || !has("skopeo") {
+        return;
+    }
+    let context = app();
+    let registry = Registry::start(context.path());
+    let writer = Daemon::start();
+    writer.ok(&["build", "-t", "app:1", &context.arg()]);
+    let tar = context.path().join("app.tar");
+    writer.ok(&["save", "-o", &tar.display().to_string(), "app:1"]);
+    let source = format!("docker-archive:{}:app:1", tar.display());
+    let reader = Daemon::start();
+    let forms: [&[&str]; 3] =
+        [&["--format", "v2s2"], &["--format", "oci", "--dest-compress-format", "zstd"], &[]];
+    for (number, form) in forms.into_iter().enumerate() {
+        let name = format!("127.0.0.1:{}/team/app:{number}", registry.1);
+        succeeds(
+            Command::new("skopeo")
+                .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
+                .args(form)
+                .args([&source, &format!("docker://{name}")]),
+        );
+        let ran = reader.ok(&["run", "--rm", "-q", &name]);
+        assert_eq!(ran, "content\n", "{form:?}");
+        reader.ok(&["rmi", &name]);
+    }
+    let archive = context.path().join("again.tar");
+    let target = format!("oci-archive:{}:again:1", archive.display());
+    succeeds(Command::new("skopeo").args(["copy", "--insecure-policy", &source, &target]));
+    reader.ok(&["load", "-i", &archive.display().to_string()]);
+    assert_eq!(reader.ok(&["run", "--rm", "again:1"]), "content\n");
+}

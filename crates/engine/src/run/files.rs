@@ -9,8 +9,9 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
+    path::Path,
 };
 
 use base::gotar::{self, Header, Kind};
@@ -84,6 +85,14 @@ impl Found {
             folder: self.stat.is_some_and(|stat| kind(&stat) == FileType::Directory),
             exists: self.stat.is_some(),
         }
+    }
+
+    /// Gives a folder of ours the owner and mode of what was found.
+    pub fn dress(&self, folder: &Path) -> io::Result<()> {
+        let Some(stat) = &self.stat else { return Ok(()) };
+        std::os::unix::fs::chown(folder, Some(stat.st_uid), Some(stat.st_gid))?;
+        let mode = std::fs::Permissions::from_mode(stat.st_mode & 0o7777);
+        std::fs::set_permissions(folder, mode)
     }
 
     /// Writes it with all that is below it; names begin with its own.

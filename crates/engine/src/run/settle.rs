@@ -13,7 +13,7 @@ use frontend_api::{Code, FrontendError};
 use oci::{ImageConfig, config::RunConfig};
 use proto::rbuild::v1 as wire;
 
-use super::{Port, Volumes, health::Check};
+use super::{Port, Volumes, health::Check, volumes::make_folder};
 use crate::{Engine, failure};
 
 /// Microseconds over which a share of the processors is measured.
@@ -214,12 +214,6 @@ impl Settled {
         });
         Ok(())
     }
-}
-
-/// Makes a folder as people do, whatever this process's umask.
-fn make_folder(path: &std::path::Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().mode(0o755).recursive(true).create(path)
 }
 
 /// A `-v` argument taken apart: `HOST:CONTAINER[:OPTIONS]`, `NAME:CONTAINER[:OPTIONS]` or

@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -74,14 +75,13 @@ impl Volumes {
         let path = self.folder.join(name).join(DATA);
         let failed = |error| failure::internal("make a volume", error);
         if !self.folder.exists() {
-            use std::os::unix::fs::DirBuilderExt as _;
             std::fs::DirBuilder::new()
                 .mode(0o711)
                 .recursive(true)
                 .create(&self.folder)
                 .map_err(failed)?;
         }
-        base::fs::create_dir_all(&path).map_err(failed)?;
+        make_folder(&path).map_err(failed)?;
         self.get(name)
             .map(|volume| (volume, true))
             .ok_or_else(|| FrontendError::new(format!("volume {name} vanished")))
@@ -96,6 +96,11 @@ impl Volumes {
         std::fs::remove_dir_all(self.folder.join(name))
             .map_err(|error| failure::internal("remove a volume", error))
     }
+}
+
+/// Makes a folder that all may enter.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().mode(0o755).recursive(true).create(path)
 }
 
 /// `[a-zA-Z0-9][a-zA-Z0-9_.-]+`, as docker has it.
