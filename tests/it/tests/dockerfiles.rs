@@ -68,6 +68,82 @@ fn dockerfiles_build_and_run() {
     daemon.left_clean();
 }
 
+#[test]
+fn files_are_checked_and_described() {
+    if !can_run() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let context = Context::new("");
+    let place = context.arg();
+    let call = |dockerfile: &str, args: &[&str]| {
+        write(&context.path().join("Dockerfile"), dockerfile);
+        let output = daemon.ctl(&[&["build"], args, &[place.as_str()]].concat());
+        (output.status.code(), it::text(&output))
+    };
+    let clean = "# made is the only stage\nFROM scratch AS made\n# A is a number\nARG A=1\n";
+    let (code, text) = call(clean, &["--check"]);
+    assert!(code == Some(0) && text.contains("Check complete, no warnings found."), "{text}");
+    let (code, text) = call("FROM scratch as made\nENV a b\n", &["--check"]);
+    assert!(code == Some(1) && text.contains("2 warnings have been found"), "{text}");
+    assert!(text.contains("LegacyKeyValueFormat") && text.contains(">>> ENV a b"), "{text}");
+    let ignored = ["--call", "check,format=json,ignorestatus=true"];
+    let (code, text) = call("FROM scratch as made\n", &ignored);
+    let found: Value = serde_json::from_str(&text).expect("it is JSON");
+    assert_eq!((code, &found["warnings"][0]["ruleName"]), (Some(0), &"FromAsCasing".into()));
+    let (_, text) = call(clean, &["--call", "outline,format=json"]);
+    let outline: Value = serde_json::from_str(&text).expect("it is JSON");
+    assert_eq!(outline["args"][0]["description"], "is a number", "{outline}");
+    let (_, text) = call(clean, &["--call", "targets"]);
+    assert!(text.contains("made (default)") && text.contains("the only stage"), "{text}");
+    // A mistake is shown where it is, whoever finds it.
+    for args in [&["--check"][..], &[]] {
+        let (code, text) = call("FROM scratch\nCOPY --fron=x a b\n", args);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("--fron (did you mean from?)"), "{text}");
+        assert!(text.contains("COPY --fron=x a b\n     |          ^^^^^^\n"), "{text}");
+    }
+    let (code, text) = call(clean, &["--target", "maed"]);
+    assert!(code == Some(1) && text.contains("(did you mean made?)"), "{text}");
+    let (_, text) = call("FROM scratch\nARG NAME\n", &["--build-arg", "NAEM=1"]);
+    assert!(text.contains("build arg NAEM (did you mean NAME?)"), "{text}");
+    daemon.left_clean();
+}
+
+#[test]
+fn files_and_contexts_come_from_the_standard_input() {
+    if !can_run() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let context = Context::new("");
+    context.write("data", b"in the folder");
+    let out = tempfile::tempdir().expect("make a folder");
+    let dest = format!("type=local,dest={}", out.path().display());
+    let build = |args: &[&str], input: &[u8]| {
+        let mut command = daemon.command(&[&["build", "-o", &dest], args].concat());
+        let mut client =
+            command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start rbuildctl");
+        let mut stdin = client.stdin.take().expect("it was piped");
+        stdin.write_all(input).expect("write the input");
+        drop(stdin);
+        assert!(client.wait().expect("wait for rbuildctl").success());
+    };
+    let read = |name: &str| fs::read_to_string(out.path().join(name)).expect("read a file");
+    let place = context.arg();
+    build(&["-f", "-", &place], b"FROM scratch\nCOPY data /one\n");
+    assert_eq!(read("one"), "in the folder");
+    build(&["-"], b"FROM scratch\nCOPY <<E /two\ninline\nE\n");
+    assert_eq!(read("two"), "inline\n");
+    // A tar file is the whole context.
+    write(&context.path().join("Dockerfile"), "FROM scratch\nCOPY data /three\n");
+    let mut tar = Command::new("tar");
+    let tar = tar.arg("-czf").arg("-").arg("-C").arg(context.path()).arg(".");
+    build(&["-"], &tar.output().expect("start tar").stdout);
+    assert_eq!(read("three"), "in the folder");
+    daemon.left_clean();
+}
+
 /// An image in an OCI layout.
 struct Image(tempfile::TempDir);
 
