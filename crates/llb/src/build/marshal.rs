@@ -118,6 +118,7 @@ impl Writer<'_> {
             let location = pb::Location { source_index: index, ranges: ranges.clone() };
             self.locations.entry(name.clone()).or_default().locations.push(location);
         }
+        self.locations.entry(name).or_default();
         if new {
             self.def.push(bytes);
         }

@@ -38,7 +38,6 @@ pub struct Graphs(pub BTreeMap<String, pb::Definition>);
 impl Graphs {
     /// Names a graph; progress groups, whose names are random, are numbered.
     pub fn name(&mut self, mut definition: pb::Definition) -> String {
-        definition.drop_empty_locations();
         let mut groups = BTreeMap::new();
         for bytes in &definition.def {
             let Some(metadata) = definition.metadata.get_mut(&Digest::of(bytes).to_string()) else {
