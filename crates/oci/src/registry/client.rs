@@ -347,7 +347,9 @@ pub(super) async fn unexpected(what: &str, endpoint: &Endpoint, answer: Response
         StatusCode::FORBIDDEN => refusal(what, answer).await,
         _ => {
             let (what, host) = (what.to_owned(), endpoint.host.clone());
-            let later = retry_after(&answer).map(|when| format!(" (retry after: {when})"));
+            let later =
+                retry_after(&answer).filter(|when| retry::wait_for(1, Some(when)).is_none());
+            let later = later.map(|when| format!(" (retry after: {when})"));
             let message = server_message(answer).await + &later.unwrap_or_default();
             // A TLS port spoken to in plain: not the registry's answer, another way may work.
             let tls_port = ["to an HTTPS server", "to HTTPS port"];

@@ -260,7 +260,7 @@ mod tests {
         let name = |text: &str| context_name(text).map_err(|error| error.to_string());
         assert_eq!(name("docker.io/library/alpine:latest").as_deref(), Ok("alpine"));
         assert_eq!(name("alpine:3::linux/aarch64").as_deref(), Ok("alpine:3::linux/arm64"));
-        assert_eq!(name("tool::arm/v7").as_deref(), Ok("tool::linux/arm/v7"));
+        assert_eq!(name("tool::linux/arm/v7").as_deref(), Ok("tool::linux/arm/v7"));
         assert!(name("tool::a/b/c/d").unwrap_err().starts_with("invalid --build-context tool::a"));
         assert!(name("UP::linux/arm64").unwrap_err().starts_with("invalid --build-context UP"));
     }

@@ -236,7 +236,7 @@ impl BuilderPruneArgs {
                     request.keep_duration = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
                 }
                 // The daemon's language has two of them; docker's people write one.
-                Some((key, value)) if !value.starts_with(['=', '~']) && !key.ends_with('!') => {
+                Some((key, value)) if !value.starts_with('=') && !key.ends_with(['~', '!']) => {
                     request.filter.push(format!("{key}=={value}"));
                 }
                 _ => request.filter.push(filter.clone()),
