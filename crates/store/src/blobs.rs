@@ -400,6 +400,10 @@ fn bare(blob: &Descriptor) -> Descriptor {
     let mut blob = blob.clone();
     if own_diff_id(&blob).is_none() {
         blob.annotations.remove(ANNOTATION_UNCOMPRESSED);
+        if blob.annotations.is_empty() {
+            // An emptied map keeps its memory.
+            blob.annotations = BTreeMap::new();
+        }
     }
     blob
 }

@@ -44,7 +44,7 @@ pub use model::{BlobInfo, Image, RecordId, RecordKind};
 pub use pull::{ImageLayer, ImageLayers, LayerProgress, LayerStage, no_progress};
 pub use record::{MutRef, NewRecord, Ref};
 pub use recover::Recovery;
-pub use space::{Pressure, Room};
+pub use space::{Pressure, Room, kill_when_withdrawn};
 pub use store::{Config, Store};
 pub use table::Table;
 pub use usage::{Overhead, Usage};

@@ -7,12 +7,14 @@
 //! work has really ended, so that the folder never takes more than the ceiling.
 //!
 //! Counting everything takes a while, so a thread follows the disk's free space (microseconds) from
-//! count to count: writes of others on the same disk are taken for ours until the next count, which
-//! is made before anybody is stopped.
+//! count to count: writes of others on the same disk are taken for ours until the next count. Close
+//! to the ceiling another thread counts several times a second, and nobody is stopped because of an
+//! old count.
 
 use std::{
     collections::HashMap,
     future::Future,
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Mutex, Weak,
@@ -35,6 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// A count this old is good enough close to it.
 const RECOUNT: Duration = Duration::from_millis(250);
+/// How long writers may go on until they have really been stopped, on a busy machine.
+const REACTION: Duration = Duration::from_millis(30);
+/// How fast the disk fills is seen over at least this long.
+const PACE_OVER: Duration = Duration::from_millis(4);
+/// An older count is too old to stop anybody: what others wrote since then was taken for ours.
+const TRUSTED: Duration = Duration::from_secs(2);
 /// Faster than disks and page caches are filled.
 const BYTES_PER_MS: u64 = 4 << 20;
 /// Shortest and longest pause between looks at the disk.
@@ -42,6 +50,8 @@ const SHORTEST_MS: u64 = 1;
 const LONGEST_MS: u64 = 250;
 /// What is kept for writers that are being stopped: this much, or a hundredth of a large ceiling.
 const LAST_BYTES: u64 = 32 << 20;
+/// The highest priority of a thread.
+const FIRST: i32 = -20;
 /// How often is counted anew because much changed meanwhile.
 const TRIES: u32 = 3;
 /// Pause between collections that found nothing to free.
@@ -88,6 +98,19 @@ struct Shared {
     bytes: u64,
     promised: Arc<AtomicU64>,
     withdrawn: watch::Sender<Option<Pressure>>,
+    /// Those that write in it, while they live.
+    processes: Mutex<Vec<Weak<OwnedFd>>>,
+}
+
+impl Shared {
+    /// Kills those that write in it, so that nothing is written while the holder gets to know.
+    fn kill(&self) {
+        for process in self.processes.lock().unwrap().drain(..) {
+            let Some(pidfd) = process.upgrade() else { continue };
+            // It may have ended meanwhile.
+            _ = rustix::process::pidfd_send_signal(&*pidfd, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 impl Drop for Shared {
@@ -101,6 +124,12 @@ impl Drop for Shared {
 pub struct Room(Arc<Shared>);
 
 impl Room {
+    /// The error the work has to end with, if its room was withdrawn.
+    pub fn is_withdrawn(&self) -> Option<StoreError> {
+        let pressure = *self.0.withdrawn.borrow();
+        pressure.map(|Pressure { used, ceiling }| StoreError::Ceiling { used, ceiling })
+    }
+
     /// Completes when the work has to end, with the error it ends with.
     pub async fn withdrawn(&self) -> StoreError {
         let mut withdrawn = self.0.withdrawn.subscribe();
@@ -118,6 +147,20 @@ impl Room {
     pub async fn scope<T>(&self, work: impl Future<Output = T>) -> T {
         ROOM.scope(self.0.clone(), work).await
     }
+}
+
+/// The process that `pidfd` refers to writes in the room that the caller works in: it is killed the
+/// moment the room is withdrawn.
+pub fn kill_when_withdrawn(pidfd: &Arc<OwnedFd>) {
+    _ = ROOM.try_with(|room| {
+        let mut processes = room.processes.lock().unwrap();
+        processes.retain(|process| process.strong_count() > 0);
+        processes.push(Arc::downgrade(pidfd));
+        drop(processes);
+        if room.withdrawn.borrow().is_some() {
+            room.kill();
+        }
+    });
 }
 
 /// The room that the caller works in.
@@ -149,6 +192,7 @@ impl Space {
             bytes,
             promised: self.promised.clone(),
             withdrawn: watch::Sender::new(None),
+            processes: Mutex::default(),
         });
         let mut rooms = self.rooms.lock().unwrap();
         rooms.retain(|_, room| room.strong_count() > 0);
@@ -179,6 +223,30 @@ fn free(root: &Path) -> u64 {
 
 fn available(root: &Path) -> u64 {
     rustix::fs::statvfs(root).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize)
+}
+
+/// How fast the disk fills.
+struct Pace {
+    at: Instant,
+    free: u64,
+    /// Bytes that are written until writers have been stopped.
+    ahead: u64,
+}
+
+impl Pace {
+    fn new(free: u64) -> Self {
+        Self { at: Instant::now(), free, ahead: 0 }
+    }
+
+    fn follow(&mut self, free: u64) {
+        let elapsed = self.at.elapsed();
+        if elapsed < PACE_OVER {
+            return;
+        }
+        let written = self.free.saturating_sub(free) as f64;
+        let ahead = written * REACTION.as_secs_f64() / elapsed.as_secs_f64();
+        *self = Self { ahead: ahead as u64, ..Self::new(free) };
+    }
 }
 
 impl Store {
@@ -358,6 +426,7 @@ impl Store {
         tracing::warn!(used, ceiling, written = bytes, "at the ceiling: stopping who wrote most");
         *last = Some((Instant::now(), Arc::downgrade(&room)));
         room.withdrawn.send_replace(Some(pressure));
+        room.kill();
     }
 }
 
@@ -367,12 +436,25 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
     let store = Arc::downgrade(store);
     let thread = std::thread::Builder::new().name("store-ceiling".into());
     let spawned = thread.spawn(move || {
+        // Before the steps that it watches, or a busy machine would let them write for longer than
+        // what is kept for that lasts. Without the right to do so it is as good as it was.
+        _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), FIRST);
         let mut last = None;
         let mut collector: Option<std::thread::JoinHandle<()>> = None;
         let mut collected: Option<Instant> = None;
+        let mut counter: Option<std::thread::JoinHandle<()>> = None;
+        let mut pace: Option<Pace> = None;
         loop {
             let Some(store) = store.upgrade() else { return };
-            let used = look(&store, ceiling, &mut last);
+            let free = free(store.root());
+            let pace = pace.get_or_insert_with(|| Pace::new(free));
+            pace.follow(free);
+            let (used, due) = look(&store, ceiling, pace.ahead, &mut last);
+            if due && counter.as_ref().is_none_or(|thread| thread.is_finished()) {
+                let store = store.clone();
+                let thread = std::thread::Builder::new().name("store-count".into());
+                counter = thread.spawn(move || _ = store.measure()).ok();
+            }
             let idle = collector.as_ref().is_none_or(|thread| thread.is_finished());
             if used > soft(ceiling)
                 && idle
@@ -385,7 +467,7 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
                 collector = thread.spawn(move || store.collect_below_blocking(target)).ok();
             }
             drop(store);
-            let pause = hard(ceiling).saturating_sub(used) / BYTES_PER_MS / 2;
+            let pause = hard(ceiling).saturating_sub(used + pace.ahead) / BYTES_PER_MS / 2;
             std::thread::sleep(Duration::from_millis(pause.clamp(SHORTEST_MS, LONGEST_MS)));
         }
     });
@@ -395,22 +477,27 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
     }
 }
 
-/// One look at the disk: counts anew if that is due, and stops writers if it must. Returns the
-/// bytes in use.
-fn look(store: &Store, ceiling: u64, last: &mut Option<(Instant, Weak<Shared>)>) -> u64 {
+/// One look at the disk: stops writers if it must. Returns the bytes in use and whether they are to
+/// be counted anew. That takes a while when much is written, so this thread does not wait for it.
+fn look(
+    store: &Store,
+    ceiling: u64,
+    ahead: u64,
+    last: &mut Option<(Instant, Weak<Shared>)>,
+) -> (u64, bool) {
     let known = store.space().estimate(free(store.root()));
-    let used = match known {
-        Some((used, at)) if at.elapsed() < RECOUNT => used,
-        Some((used, at)) if at.elapsed() < COUNT_EVERY && used < soft(ceiling) => used,
-        _ => store.measure(),
-    };
+    let known = known.filter(|(used, at)| *used < soft(ceiling) || at.elapsed() < TRUSTED);
+    let (used, at) = known.unwrap_or_else(|| (store.measure(), Instant::now()));
+    let fresh = if used < soft(ceiling) { COUNT_EVERY } else { RECOUNT };
     let brake = store.snapshotter().brake();
-    let stop = used > hard(ceiling);
+    // Who writes slowly may use all of it; who writes fast is stopped in time.
+    let stop =
+        used > hard(ceiling) || used > soft(ceiling) / 10 * 9 && used + ahead > hard(ceiling);
     if stop != brake.is_set() {
         brake.set(stop);
     }
     if stop {
         store.withdraw(Pressure { used, ceiling }, last);
     }
-    used
+    (used, at.elapsed() > fresh)
 }
