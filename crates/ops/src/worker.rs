@@ -239,7 +239,13 @@ impl solver::Worker for Worker {
         let mut work = std::pin::pin!(room.scope(self.perform(context, inputs, stop.clone())));
         let full = tokio::select! {
             biased;
-            outcome = &mut work => return outcome.map_err(|error| self.at_ceiling(error)),
+            outcome = &mut work => {
+                return outcome.map_err(|error| match room.is_withdrawn() {
+                    // Its processes were killed.
+                    Some(full) => full.into(),
+                    None => self.at_ceiling(error),
+                });
+            }
             full = room.withdrawn() => full,
         };
         stop.cancel();

@@ -276,9 +276,17 @@ impl Run<'_> {
         let (io, stdout, stderr) = Io::output().map_err(|error| {
             OpError::invalid(format!("make pipes for the output of \"{args}\": {error}"))
         })?;
-        let hooks = Hooks { cancel: self.cancelled.child_token(), ..Hooks::default() };
-        let (exit, (), ()) = tokio::join!(
+        let (started, begun) = tokio::sync::oneshot::channel();
+        let cancel = self.cancelled.child_token();
+        let hooks = Hooks { started: Some(started), cancel, ..Hooks::default() };
+        let watched = async {
+            if let Ok(started) = begun.await {
+                store::kill_when_withdrawn(&started.pidfd);
+            }
+        };
+        let (exit, (), (), ()) = tokio::join!(
             self.machine.executor.run(spec, io, hooks),
+            watched,
             pump(stdout, LogStream::Stdout, &*self.log),
             pump(stderr, LogStream::Stderr, &*self.log),
         );
