@@ -3,6 +3,7 @@ package interop
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"os"
@@ -11,13 +12,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content/proxy"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
+	digest "github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
+	grpcmetadata "google.golang.org/grpc/metadata"
 )
 
 func TestWorkersAndInfo(t *testing.T) {
@@ -152,6 +157,47 @@ func TestHistory(t *testing.T) {
 	_, err = c.ControlClient().UpdateBuildHistory(ctx, &controlapi.UpdateBuildHistoryRequest{Ref: ref, Delete: true})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return len(events()) == 0 }, 20*time.Second, 100*time.Millisecond)
+}
+
+// TestHistoryKeepsTheTrace of a build whose client traces.
+func TestHistoryKeepsTheTrace(t *testing.T) {
+	ctx, c := daemon(t)
+	const trace = "0af7651916cd43dd8448eb211c80319c"
+	traced := grpcmetadata.AppendToOutgoingContext(ctx, "traceparent", "00-"+trace+"-b7ad6b7169203331-01")
+	opt := dockerfile(t, "RUN true # "+unique()+"\n", nil)
+	opt.Ref = identity.NewID()
+	_, _, err := solve(traced, c, opt)
+	require.NoError(t, err)
+	var kept *controlapi.Descriptor
+	require.Eventually(t, func() bool {
+		stream, err := c.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{Ref: opt.Ref, EarlyExit: true})
+		require.NoError(t, err)
+		for {
+			ev, err := stream.Recv()
+			if err != nil {
+				return kept != nil
+			}
+			kept = ev.Record.Trace
+		}
+	}, 20*time.Second, 100*time.Millisecond)
+	require.Equal(t, "application/vnd.buildkit.otlp.json.v0", kept.MediaType)
+	read, err := proxy.NewContentStore(c.ContentClient()).ReaderAt(ctx, ocispecs.Descriptor{Digest: digest.Digest(kept.Digest), Size: kept.Size})
+	require.NoError(t, err)
+	defer read.Close()
+	spans := json.NewDecoder(io.NewSectionReader(read, 0, read.Size()))
+	var names []string
+	for {
+		var span struct {
+			Name        string
+			SpanContext struct{ TraceID string }
+		}
+		if spans.Decode(&span) != nil {
+			break
+		}
+		require.Equal(t, trace, span.SpanContext.TraceID)
+		names = append(names, span.Name)
+	}
+	require.Contains(t, names, "moby.buildkit.v1.Control/Solve")
 }
 
 func TestLocalCache(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"testing"
 	"time"
 
@@ -59,6 +60,18 @@ func TestLateSubscriberSeesEverything(t *testing.T) {
 		require.NotNil(t, v.Completed, name)
 		require.Len(t, r.vertexes, len(live.vertexes), name)
 	}
+}
+
+// TestEmptyGraph builds the empty tree: there is no frontend to wait for.
+func TestEmptyGraph(t *testing.T) {
+	ctx, c := daemon(t)
+	opt := client.SolveOpt{}
+	dir := into(t, &opt)
+	_, _, err := solveState(t, ctx, c, llb.Scratch(), opt)
+	require.NoError(t, err)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, entries)
 }
 
 func TestStatusOfUnknownBuild(t *testing.T) {

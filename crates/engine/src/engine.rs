@@ -19,7 +19,7 @@ use solver::{JobId, Solver};
 use store::Ref;
 
 use crate::{
-    CacheEntry, Containers, History, Job, Jobs, Journal, LogLimit,
+    CacheEntry, Containers, History, Job, Jobs, Journal, LogLimit, TraceContext,
     attest::{self, Asked, BuildFacts, Provenance, Scope, Wanted},
     bridge::{self, JobBridge},
     cache, capabilities, failure, frontend_image,
@@ -70,6 +70,8 @@ pub struct SolveRequest {
     pub compatibility: u32,
     /// Most steps of this build that run at once; 0 is no limit of its own.
     pub jobs: u32,
+    /// The client's span that it belongs to, if the client traces.
+    pub trace: Option<TraceContext>,
 }
 
 /// What makes a build's result.
@@ -246,6 +248,7 @@ impl Engine {
             granted,
             request.policy.clone(),
             request.policy_session.clone(),
+            request.trace.clone(),
         );
         self.jobs.add(&job)?;
         let solving = self.solver.limited_job(id, request.jobs, job.clone());

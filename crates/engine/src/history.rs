@@ -21,7 +21,7 @@ use proto::control::{
 use store::{BlobInfo, Store, Table};
 use tokio::sync::{broadcast, watch};
 
-use crate::{Job, SolveRequest, Work, engine::Statements, failure};
+use crate::{Job, SolveRequest, TraceContext, Work, engine::Statements, failure, spans};
 
 /// Media type of a stored journal.
 const JOURNAL_TYPE: &str = "application/vnd.buildkit.status.v0";
@@ -80,6 +80,7 @@ impl Kept {
 /// A build that was entered into history.
 pub(crate) struct Started {
     reference: String,
+    trace: Option<TraceContext>,
 }
 
 /// How a build ended.
@@ -146,7 +147,7 @@ impl History {
         };
         self.state().active.insert(request.reference.clone(), record.clone());
         self.tell(BuildHistoryEventType::Started, record);
-        Started { reference: request.reference.clone() }
+        Started { reference: request.reference.clone(), trace: request.trace.clone() }
     }
 
     /// Stores the record in the background; [`History::settled`] waits for it.
@@ -201,6 +202,25 @@ impl History {
             }
             Err(error) => {
                 tracing::error!(%error, build = started.reference, "cannot keep a build's log")
+            }
+        }
+        if let Some(context) = &started.trace {
+            let begun = record.created_at.and_then(|at| at.try_into().ok());
+            let error = match &ended {
+                Ended::Failure(error) => Some(error.message.as_str()),
+                Ended::Success { .. } => None,
+            };
+            match self.blob(spans::TRACE_TYPE, |out| {
+                let begun = begun.unwrap_or_else(SystemTime::now);
+                spans::write(out, context, &started.reference, begun, error, &journal.vertices())
+            }) {
+                Ok((descriptor, digest)) => {
+                    record.trace = Some(descriptor);
+                    pins.push(digest);
+                }
+                Err(error) => {
+                    tracing::error!(%error, build = started.reference, "cannot keep a build's trace")
+                }
             }
         }
         match ended {

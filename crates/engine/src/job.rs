@@ -17,7 +17,7 @@ use source::Memo;
 use tokio::sync::Notify;
 
 use crate::{
-    Engine, Journal, policy,
+    Engine, Journal, TraceContext, policy,
     steps::{Late, Steps},
 };
 
@@ -40,6 +40,8 @@ pub struct Job {
     pub(crate) policy: Option<Policy>,
     /// Session that is asked about each source; empty if none is.
     pub(crate) policy_session: String,
+    /// The trace it is part of.
+    pub(crate) trace: Option<TraceContext>,
     graphs: Mutex<Graphs>,
     /// The logs of shared steps; set when the job is listed.
     late: OnceLock<Arc<Late>>,
@@ -69,6 +71,7 @@ impl Job {
         entitlements: BTreeSet<String>,
         policy: Option<Policy>,
         policy_session: String,
+        trace: Option<TraceContext>,
     ) -> Arc<Self> {
         let (memo, graphs, late, imports) = Default::default();
         Arc::new(Self {
@@ -79,6 +82,7 @@ impl Job {
             entitlements,
             policy,
             policy_session,
+            trace,
             graphs,
             late,
             imports,
@@ -209,6 +213,12 @@ impl ops::Jobs for Jobs {
     fn sessions(&self, jobs: &[JobId]) -> Vec<String> {
         let sessions = jobs.iter().filter_map(|id| self.get(id)).map(|job| job.session.clone());
         sessions.filter(|session| !session.is_empty()).collect()
+    }
+
+    fn traceparent(&self, jobs: &[JobId], vertex: Digest) -> Option<String> {
+        let job = jobs.iter().filter_map(|id| self.get(id)).find(|job| job.trace.is_some())?;
+        let trace = &job.trace.as_ref()?.trace;
+        Some(format!("00-{trace}-{}-01", crate::span_id(trace, &vertex.to_string())))
     }
 
     fn memo(&self, job: &JobId) -> Arc<Memo> {

@@ -69,7 +69,7 @@ pub struct Counts {
     pub total: i32,
     /// Found in a cache.
     pub cached: i32,
-    /// Ended without an error.
+    /// Ended, well or not.
     pub completed: i32,
     /// Warnings.
     pub warnings: i32,
@@ -311,9 +311,19 @@ impl Journal {
         Counts {
             total: state.vertices.len() as i32,
             cached: count(|vertex| vertex.cached),
-            completed: count(|vertex| vertex.completed.is_some() && vertex.error.is_empty()),
+            completed: count(|vertex| vertex.completed.is_some()),
             warnings: state.warnings as i32,
         }
+    }
+
+    /// The vertices as they are now, in the order in which they started.
+    pub(crate) fn vertices(&self) -> Vec<Vertex> {
+        let mut all: Vec<Vertex> = self.state().vertices.values().cloned().collect();
+        all.sort_by_key(|vertex| {
+            let started = vertex.started.map(|at| (at.seconds, at.nanos));
+            (started.is_none(), started, vertex.digest.clone())
+        });
+        all
     }
 
     /// Follows the journal from its beginning to its end.
@@ -415,7 +425,11 @@ impl Reader {
         }
         let mut joined = StatusResponse::default();
         let mut size = 0;
-        while self.offset < self.end && size < MESSAGE {
+        // What is over comes as it was written, so that clients print it in that order; who follows a
+        // build is to catch up.
+        let follows = self.written.as_ref().is_some_and(|written| !written.borrow().closed);
+        let most = if follows { MESSAGE } else { 1 };
+        while self.offset < self.end && size < most {
             let mut length = [0; 4];
             self.file.read_exact_at(&mut length, self.offset)?;
             let length = u32::from_le_bytes(length) as usize;
@@ -514,7 +528,7 @@ mod tests {
                 "1234\n[output clipped, log limit 4B reached]\n"
             );
         }
-        assert_eq!(journal.counts(), Counts { total: 2, cached: 1, completed: 1, warnings: 0 });
+        assert_eq!(journal.counts(), Counts { total: 2, cached: 1, completed: 2, warnings: 0 });
         let path = journal.path().to_owned();
         drop((journal, early, late));
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -20,6 +20,7 @@ mod job;
 mod journal;
 mod policy;
 pub mod run;
+mod spans;
 mod steps;
 
 pub use cache::CacheEntry;
@@ -29,3 +30,4 @@ pub use engine::{Engine, FrontendImages, JOBS_ATTR, Settings, SolveRequest, Work
 pub use history::{History, HistoryLimits};
 pub use job::{Job, Jobs};
 pub use journal::{Counts, Journal, LogLimit, Reader, split};
+pub use spans::{TraceContext, span_id};

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use base::goquote::Quoted;
 use frontend_api::{Code, FrontendError, SourceMetaRequest};
 use llb::{
     pb::{self, op::Op},
@@ -370,6 +371,12 @@ pub(crate) fn parse(
             && !job.entitlements.contains(entitlement)
         {
             return Err(FrontendError::new(format!("{entitlement} is not allowed")));
+        }
+        if let Some(device) = ops::required_device(vertex) {
+            return Err(FrontendError::new(format!(
+                "required device {} is not registered",
+                Quoted(device)
+            )));
         }
     }
     job.learn(&definition);

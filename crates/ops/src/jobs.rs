@@ -28,6 +28,10 @@ pub trait Jobs: Send + Sync + 'static {
     /// The log of a vertex that is about to run.
     fn step_log(&self, vertex: Digest) -> Arc<dyn StepLog>;
 
+    /// What the process of a vertex is told of its span (a `traceparent`), if one of these builds is
+    /// traced.
+    fn traceparent(&self, jobs: &[JobId], vertex: Digest) -> Option<String>;
+
     /// Progress of a part of a step.
     fn status(&self, watchers: &[Watcher], status: source::Status);
 }

@@ -18,4 +18,6 @@ pub use error::{OpError, Remains};
 pub use exec::mounts::{Mounter, Ready, secret, secret_env};
 pub use exec::run::{extra_hosts, network, rlimits, security};
 pub use jobs::{Jobs, LogStream, StepLog};
-pub use worker::{Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement};
+pub use worker::{
+    Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement, required_device,
+};

@@ -58,6 +58,8 @@ pub struct Config {
     pub run_folder: PathBuf,
     /// Folders searched for emulators.
     pub emulator_folders: Vec<PathBuf>,
+    /// Where processes of steps may send spans, if somebody collects them.
+    pub trace_socket: Option<PathBuf>,
 }
 
 /// A vertex as the solver carries it.
@@ -360,6 +362,7 @@ impl Worker {
                     resources: vertex.metadata.linux_resources.as_ref(),
                     inputs: &inputs,
                     sessions: self.group(context),
+                    traceparent: self.jobs.traceparent(&context.jobs(), context.digest()),
                     cancelled: stop,
                     log: {
                         let (log, watching) = (log.clone(), watching.clone());
@@ -514,6 +517,13 @@ pub fn needed_entitlement(vertex: &llb::Vertex) -> Option<&'static str> {
         return Some("network.host");
     }
     (op.security() == pb::SecurityMode::Insecure).then_some("security.insecure")
+}
+
+/// A device that a vertex cannot do without. No devices are registered here.
+pub fn required_device(vertex: &llb::Vertex) -> Option<&str> {
+    let Some(Op::Exec(op)) = &vertex.op.op else { return None };
+    let required = op.cdi_devices.iter().find(|device| !device.optional);
+    required.map(|device| device.name.as_str())
 }
 
 fn input(inputs: &[Option<Ref>], index: i64) -> Option<Ref> {

@@ -68,8 +68,10 @@ impl Control {
     async fn run(
         &self,
         request: wire::SolveRequest,
+        trace: Option<engine::TraceContext>,
     ) -> Result<Response<wire::SolveResponse>, Status> {
         let request = solve_request(request).map_err(|error| status(&error))?;
+        let request = SolveRequest { trace, ..request };
         // On a task of its own, so that a client that goes away cancels at a well-defined point.
         let engine = self.engine.clone();
         let solving = AbortOnDrop(tokio::spawn(async move { engine.solve(request).await }));
@@ -154,11 +156,17 @@ impl ControlService for Control {
         let _busy = self.idle.busy();
         let (metadata, _, request) = request.into_parts();
         let running = self.builds.enter(&request.r#ref)?;
-        let traced = self.traces.as_ref();
-        let traced = traced
-            .map(|traces| traces.begin(&self.engine, &request.r#ref, &request.frontend, &metadata));
+        let trace = metadata.get("traceparent").and_then(|value| value.to_str().ok());
+        let mut trace = trace.and_then(engine::TraceContext::parse);
+        let traced = self.traces.as_ref().map(|traces| {
+            let context = trace.get_or_insert_with(|| engine::TraceContext {
+                trace: base::id::random_hex(16),
+                parent: String::new(),
+            });
+            traces.begin(&self.engine, &request.r#ref, &request.frontend, context)
+        });
         let begun = Instant::now();
-        let answer = self.run(request).await;
+        let answer = self.run(request, trace).await;
         if answer.is_err() {
             tokio::time::sleep_until((begun + REFUSAL).into()).await;
         }
@@ -435,7 +443,9 @@ fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendE
             )
         })?,
     };
-    let definition = wire.definition.filter(|definition| !definition.def.is_empty());
+    // A graph without vertices is the empty tree; no graph at all is left to the client.
+    let is_empty = |definition: &llb::pb::Definition| definition.def.is_empty();
+    let definition = wire.definition.filter(|graph| !is_empty(graph) || wire.frontend.is_empty());
     let inputs = wire.frontend_inputs;
     let work = match (definition, wire.frontend.as_str(), inputs.is_empty()) {
         (Some(_), frontend, _) if !frontend.is_empty() => {
@@ -469,6 +479,7 @@ fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendE
         internal: wire.internal,
         compatibility: compatibility as u32,
         jobs,
+        trace: None,
     })
 }
 

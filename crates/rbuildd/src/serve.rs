@@ -82,7 +82,7 @@ impl gateway::Runs for ClientRuns {
 }
 
 /// Passes spans of clients on, if there is a collector.
-struct Spans(Option<Traces>);
+pub struct Spans(pub Option<Traces>);
 
 #[async_trait]
 impl TraceService for Spans {

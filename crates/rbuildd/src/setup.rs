@@ -97,6 +97,12 @@ pub async fn services(
     let journals = private_folder(&root, "journals")?;
     let logs = private_folder(&root, "container-logs")?;
 
+    let traces = Traces::from_environment()?;
+    let trace_socket = match &traces {
+        Some(traces) => Some(traces.listen(&run_folder)?),
+        None => None,
+    };
+
     let executor = executor(config, launcher);
     let sessions = session::Sessions::new();
     let client = oci::registry::Client::new(oci::registry::Options {
@@ -131,6 +137,7 @@ pub async fn services(
             apparmor_profile: config.apparmor_profile.clone(),
             run_folder,
             emulator_folders: emulator_folders.clone(),
+            trace_socket,
         },
     });
     let platforms = match config.platforms.is_empty() {
@@ -153,7 +160,6 @@ pub async fn services(
         journals,
         registries: Arc::new(move |group| registries(client.clone(), group)),
     };
-    let traces = Traces::from_environment()?;
     let engine = Engine::new(machine, jobs, settings)?;
     let runner = Runner::new(engine.clone(), logs);
     if config.gc {

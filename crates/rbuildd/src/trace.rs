@@ -5,26 +5,35 @@
 //! Spans that clients send are passed on. What cannot be delivered is dropped and told of.
 
 use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use engine::Engine;
+use engine::{Engine, TraceContext};
 use prost::Message as _;
 use proto::opentelemetry::proto::{
-    collector::trace::v1::{ExportTraceServiceRequest, trace_service_client::TraceServiceClient},
+    collector::trace::v1::{
+        ExportTraceServiceRequest, trace_service_client::TraceServiceClient,
+        trace_service_server::TraceServiceServer,
+    },
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value},
     resource::v1::Resource,
     trace::v1::{
         ResourceSpans, ScopeSpans, Span, Status as SpanStatus, span::SpanKind, status::StatusCode,
     },
 };
-use tokio::sync::mpsc;
-use tonic::{Status, metadata::MetadataMap, transport::Endpoint};
+use tokio::{net::UnixListener, sync::mpsc};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{
+    Status,
+    transport::{Endpoint, Server},
+};
 
-use crate::VERSION;
+use crate::{VERSION, serve::Spans};
 
 /// Batches that may wait for a slow collector.
 const WAITING: usize = 256;
@@ -91,6 +100,7 @@ impl Traces {
                     true => endpoint,
                     false => format!("{}/v1/traces", endpoint.trim_end_matches('/')),
                 };
+                oci::registry::install_crypto_provider();
                 let client = reqwest::Client::builder().timeout(TIMEOUT).build();
                 Collector::Http(client.context("set up the client for traces")?, url)
             }
@@ -112,19 +122,35 @@ impl Traces {
         Ok(Some(Self { sender, resource }))
     }
 
+    /// Takes the spans of steps at a socket in `folder`, which is returned.
+    pub fn listen(&self, folder: &Path) -> anyhow::Result<PathBuf> {
+        let path = folder.join("otel-grpc.sock");
+        _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)
+            .with_context(|| format!("listen for spans at {}", path.display()))?;
+        // Steps run as anybody; the folder is nobody else's.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        let service = TraceServiceServer::new(Spans(Some(self.clone())));
+        let server = Server::builder().add_service(service);
+        tokio::spawn(async move {
+            let served = server.serve_with_incoming(UnixListenerStream::new(listener)).await;
+            if let Err(error) = served {
+                tracing::warn!(%error, "spans of steps are no longer taken");
+            }
+        });
+        Ok(path)
+    }
+
     /// Begins the span of a build and follows its steps.
     pub fn begin(
         &self,
         engine: &Arc<Engine>,
         reference: &str,
         frontend: &str,
-        metadata: &MetadataMap,
+        context: &TraceContext,
     ) -> Traced {
-        let place = metadata.get("traceparent").and_then(|value| value.to_str().ok());
-        let place = place
-            .and_then(place_of)
-            .unwrap_or_else(|| Place { trace: random::<16>(), parent: Bytes::new() });
-        let id = random::<8>();
+        let place = place_of(context).expect("a context holds hexadecimal numbers");
+        let id = named(&place.trace, reference);
         let span = Span {
             trace_id: place.trace.clone(),
             span_id: id.clone(),
@@ -193,18 +219,21 @@ async fn follow(traces: Traces, engine: Arc<Engine>, reference: String, place: P
             return;
         }
     };
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = std::collections::HashMap::new();
     while let Ok(Some(message)) = reader.next().await {
         let steps = message.vertexes.into_iter().filter_map(|vertex| {
             let start = vertex.started.map(wire_nanos)?;
             let end = vertex.completed.map(wire_nanos)?;
-            if !seen.insert((vertex.digest.clone(), start)) {
-                return None;
-            }
+            let id = match seen.insert(vertex.digest.clone(), start) {
+                Some(before) if before == start => return None,
+                // It ran again.
+                Some(_) => random::<8>(),
+                None => named(&place.trace, &vertex.digest),
+            };
             let cached = AnyValue { value: Some(Value::BoolValue(vertex.cached)) };
             Some(Span {
                 trace_id: place.trace.clone(),
-                span_id: random::<8>(),
+                span_id: id,
                 parent_span_id: place.parent.clone(),
                 name: vertex.name,
                 kind: SpanKind::Internal as i32,
@@ -276,13 +305,14 @@ fn random<const N: usize>() -> Bytes {
     unhex(&base::id::random_hex(N)).expect("what was just printed can be read")
 }
 
-/// Reads `00-TRACE-SPAN-FLAGS`.
-fn place_of(header: &str) -> Option<Place> {
-    let mut parts = header.split('-');
-    let _version = parts.next()?;
-    let trace = unhex(parts.next()?).filter(|bytes| bytes.len() == 16)?;
-    let parent = unhex(parts.next()?).filter(|bytes| bytes.len() == 8)?;
-    Some(Place { trace, parent })
+/// The id of the span that stands for a build or a vertex.
+fn named(trace: &Bytes, what: &str) -> Bytes {
+    let trace: String = trace.iter().map(|byte| format!("{byte:02x}")).collect();
+    unhex(&engine::span_id(&trace, what)).expect("what was just printed can be read")
+}
+
+fn place_of(context: &TraceContext) -> Option<Place> {
+    Some(Place { trace: unhex(&context.trace)?, parent: unhex(&context.parent)? })
 }
 
 fn unhex(text: &str) -> Option<Bytes> {
@@ -299,11 +329,10 @@ mod tests {
     #[test]
     fn the_clients_span_is_the_parent() {
         let header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let place = place_of(header).unwrap();
+        let place = place_of(&TraceContext::parse(header).unwrap()).unwrap();
         assert_eq!((place.trace[0], place.trace[15]), (0x0a, 0x9c));
         assert_eq!(place.parent.len(), 8);
-        for bad in ["", "00", "00-12-34-01", "00-zz-b7ad6b7169203331-01"] {
-            assert_eq!(place_of(bad), None, "{bad}");
-        }
+        let none = TraceContext { trace: "ab".repeat(16), parent: String::new() };
+        assert_eq!(place_of(&none).unwrap().parent.len(), 0);
     }
 }

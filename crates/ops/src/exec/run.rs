@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::mounts::{Mounter, Ready, secret_env};
 use crate::{LogStream, Machine, OpError, Remains};
 
+/// Where a step finds the socket that takes its spans.
+const TRACE_SOCKET: &str = "/dev/otel-grpc.sock";
 /// A pipe read.
 const CHUNK: usize = 32 << 10;
 
@@ -28,6 +30,8 @@ pub(crate) struct Run<'a> {
     pub resources: Option<&'a pb::LinuxResources>,
     pub inputs: &'a [Option<Ref>],
     pub sessions: Group,
+    /// Of the step's span, if its build is traced.
+    pub traceparent: Option<String>,
     pub cancelled: CancellationToken,
     pub log: Arc<dyn Fn(LogStream, bytes::Bytes) + Send + Sync>,
 }
@@ -233,7 +237,7 @@ impl Run<'_> {
         });
         let process = executor::Process {
             args: meta.args.clone(),
-            env: executor::env::finalise(&meta.env, proxy.as_ref(), secrets, &[]),
+            env: executor::env::finalise(&meta.env, proxy.as_ref(), secrets, &self.trace_env()),
             cwd: meta.cwd.clone(),
             user: meta.user.clone(),
             rlimits: rlimits(&meta.ulimit),
@@ -241,6 +245,10 @@ impl Run<'_> {
         };
         let mut spec = Spec::new(base::id::random_id(), root, process);
         spec.mounts = prepared.iter_mut().filter_map(|one| one.mount.take()).collect();
+        if let Some(socket) = &self.machine.config.trace_socket {
+            let source = MountSource::HostPath(socket.clone());
+            spec.mounts.push(placed(TRACE_SOCKET.into(), source, true, MountOptions::default()));
+        }
         spec.hostname = meta.hostname.clone();
         spec.network = network(self.op.network, &self.machine.config)?;
         spec.security = security(self.op.security)?;
@@ -266,6 +274,22 @@ impl Run<'_> {
             return Err(OpError::invalid(format!("required device {name:?} is not registered")));
         }
         Ok(spec)
+    }
+
+    /// Variables by which a process finds where its spans go; the step's own come first.
+    fn trace_env(&self) -> Vec<String> {
+        if self.machine.config.trace_socket.is_none() {
+            return Vec::new();
+        }
+        let parent = self.traceparent.iter().map(|parent| format!("TRACEPARENT={parent}"));
+        [
+            "OTEL_TRACES_EXPORTER=otlp".to_owned(),
+            format!("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=unix://{TRACE_SOCKET}"),
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc".to_owned(),
+        ]
+        .into_iter()
+        .chain(parent)
+        .collect()
     }
 
     async fn process(&self, spec: Spec, meta: &pb::Meta, args: String) -> Result<(), OpError> {

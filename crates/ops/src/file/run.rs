@@ -230,6 +230,9 @@ impl Run<'_> {
             Ok(match user.as_ref().and_then(|user| user.user.as_ref()) {
                 None => None,
                 Some(User::ById(id)) => Some((Account::Id(*id), None)),
+                Some(User::ByName(named)) if named.input < 0 => {
+                    return Err(OpError::invalid(format!("invalid user index: {}", named.input)));
+                }
                 Some(User::ByName(named)) => {
                     let tree = self.readable(named.input)?.map(|reference| reference.tree()).transpose()?;
                     Some((Account::Name(named.name.clone()), tree))
