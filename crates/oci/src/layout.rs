@@ -1,13 +1,13 @@
 //! Images in folders and tars: OCI layouts, and what `docker save` writes.
 //!
-//! A tar is unpacked by content: each of its files becomes a blob of the layout's folder, under
-//! the digest its bytes have, whatever it was called. So no name in a tar reaches the file system,
-//! and a blob whose name lies is found out.
+//! A tar is read by content: each of its files goes to a [`Sink`] (a layout's folder, a content
+//! store) and is known by the digest its bytes have, whatever it was called. So no name in a tar
+//! reaches the file system, and a blob whose name lies is found out.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, BufWriter, Read, Write as _},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -27,6 +27,13 @@ use crate::{
 const MAX_ENTRIES: usize = 100_000;
 /// Links from one old-style layer to another that are followed.
 const MAX_LINKS: usize = 128;
+
+/// Pieces in which blobs are copied.
+const PIECE: usize = 1 << 20;
+/// Files of a tar that are about it and no blobs.
+const DOCUMENTS: [&str; 4] = ["index.json", "manifest.json", "oci-layout", "repositories"];
+/// What is done while a tar is read.
+const READING: &str = "read image tar";
 
 /// What the file `oci-layout` says.
 pub const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -119,27 +126,7 @@ impl Layout {
 
     /// Images by digest, each with its names.
     pub fn images(&self) -> Vec<Found> {
-        let mut found: Vec<Found> = Vec::new();
-        for entry in &self.index.manifests {
-            let complete = entry.annotations.get(types::ANNOTATION_IMAGE_NAME);
-            // The tag alone says nothing of the name; some tools write the whole name there.
-            let name = complete.or_else(|| {
-                entry
-                    .annotations
-                    .get(types::ANNOTATION_REF_NAME)
-                    .filter(|name| name.contains([':', '/']))
-            });
-            let name = name.map(|name| match Reference::parse(name) {
-                Ok(reference) => reference.with_default_tag().to_string(),
-                Err(_) => name.clone(),
-            });
-            match found.iter_mut().find(|image| image.descriptor.digest == entry.digest) {
-                Some(image) => image.names.extend(name),
-                None => found
-                    .push(Found { names: name.into_iter().collect(), descriptor: entry.clone() }),
-            }
-        }
-        found
+        images(&self.index)
     }
 
     /// The image called `tag` (or only there): by full name or by its tag annotation.
@@ -161,55 +148,9 @@ impl Layout {
 
     /// Unpacks a tar, compressed or not, into the empty folder `into` and opens what it holds.
     pub fn unpack(tar: impl Read, into: &Path, limits: Limits) -> Result<Self> {
-        const WHAT: &str = "read image tar";
-        let io_error = |error| Error::io(WHAT, error);
-        let decoder = Decoder::new(tar, limits).map_err(io_error)?;
+        let io_error = |error| Error::io(READING, error);
         base::fs::create_dir_all(&into.join("blobs/sha256")).map_err(io_error)?;
-        let mut files: BTreeMap<String, Entry> = BTreeMap::new();
-        let mut archive = tar::Archive::new(decoder);
-        for (count, entry) in archive.entries().map_err(io_error)?.enumerate() {
-            if count > MAX_ENTRIES {
-                return Err(Error::invalid(WHAT, format!("more than {MAX_ENTRIES} entries")));
-            }
-            let mut entry = entry.map_err(io_error)?;
-            let name = base::path::clean(&String::from_utf8_lossy(&entry.path_bytes()));
-            match entry.header().entry_type() {
-                tar::EntryType::Regular | tar::EntryType::Continuous => {
-                    let (digest, size) = store(&mut entry, into).map_err(io_error)?;
-                    if let Some(hex) = name.strip_prefix("blobs/sha256/")
-                        && hex != digest.hex()
-                    {
-                        return Err(Error::Corrupt {
-                            what: format!("{WHAT}: {name}"),
-                            expected: format!("sha256:{hex}"),
-                            actual: digest.to_string(),
-                        });
-                    }
-                    files.insert(name, Entry::File { digest, size });
-                }
-                tar::EntryType::Symlink | tar::EntryType::Link => {
-                    let target = entry.link_name_bytes().unwrap_or_default();
-                    let target = String::from_utf8_lossy(&target).into_owned();
-                    let symbolic = entry.header().entry_type() == tar::EntryType::Symlink;
-                    let base = if symbolic { base::path::dir(&name) } else { String::new() };
-                    let target = base::path::join([base.as_str(), target.as_str()]);
-                    files.insert(name, Entry::Link(target));
-                }
-                _ => {}
-            }
-        }
-        let index = match (lookup(&files, "index.json"), lookup(&files, "manifest.json")) {
-            (Some((digest, size)), _) => {
-                Index::parse("index.json", &read_small(into, "index.json", digest, size)?)?
-            }
-            (None, Some((digest, size))) => {
-                saved(into, &files, &read_small(into, "manifest.json", digest, size)?)?
-            }
-            (None, None) => {
-                let reason = "neither index.json nor manifest.json: not an image";
-                return Err(Error::invalid(WHAT, reason));
-            }
-        };
+        let index = read_tar(tar, limits, &mut Folder(into))?;
         let write = |name: &str, data: &[u8]| {
             base::fs::write_atomic(&into.join(name), data, false).map_err(io_error)
         };
@@ -239,72 +180,235 @@ impl Provider for Layout {
     }
 }
 
-/// What a name in the tar stands for.
+/// Images of an index by digest, each with its names.
+pub fn images(index: &Index) -> Vec<Found> {
+    let mut found: Vec<Found> = Vec::new();
+    for entry in &index.manifests {
+        let complete = entry.annotations.get(types::ANNOTATION_IMAGE_NAME);
+        // The tag alone says nothing of the name; some tools write the whole name there.
+        let name = complete.or_else(|| {
+            entry
+                .annotations
+                .get(types::ANNOTATION_REF_NAME)
+                .filter(|name| name.contains([':', '/']))
+        });
+        let name = name.map(|name| match Reference::parse(name) {
+            Ok(reference) => reference.with_default_tag().to_string(),
+            Err(_) => name.clone(),
+        });
+        match found.iter_mut().find(|image| image.descriptor.digest == entry.digest) {
+            Some(image) => image.names.extend(name),
+            None => {
+                found.push(Found { names: name.into_iter().collect(), descriptor: entry.clone() })
+            }
+        }
+    }
+    found
+}
+
+/// Keeps the blobs of a tar that is read.
+pub trait Sink {
+    /// Length of a blob that is here; it is then not read.
+    fn has(&mut self, digest: &Digest) -> Option<u64>;
+
+    /// Keeps the bytes until the end under their digest; says digest and length.
+    fn keep(&mut self, data: &mut dyn Read) -> io::Result<(Digest, u64)>;
+
+    /// Reads what was kept.
+    fn open(&self, digest: &Digest) -> io::Result<File>;
+}
+
+/// A layout's folder. Tars go into empty ones, so nothing is there before.
+struct Folder<'a>(&'a Path);
+
+impl Sink for Folder<'_> {
+    fn has(&mut self, _: &Digest) -> Option<u64> {
+        None
+    }
+
+    fn keep(&mut self, data: &mut dyn Read) -> io::Result<(Digest, u64)> {
+        let temporary = self.0.join(format!(".tmp-{}", base::id::random_id()));
+        let mut out = Hashing { out: File::create(&temporary)?, hasher: Hasher::new() };
+        let copied = copy(data, &mut out);
+        let digest = out.hasher.finish();
+        let done = copied.and_then(|size| {
+            fs::rename(&temporary, blob_path(self.0, &digest))?;
+            Ok((digest, size))
+        });
+        if done.is_err() {
+            _ = fs::remove_file(&temporary);
+        }
+        done
+    }
+
+    fn open(&self, digest: &Digest) -> io::Result<File> {
+        File::open(blob_path(self.0, digest))
+    }
+}
+
+struct Hashing {
+    out: File,
+    hasher: Hasher,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Copies in large pieces.
+pub fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<u64> {
+    let mut buffer = vec![0; PIECE];
+    let mut size = 0;
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(size),
+            Ok(read) => {
+                to.write_all(&buffer[..read])?;
+                size += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads a tar, compressed or not; its blobs go to `sink`, its index is returned.
+pub fn read_tar(tar: impl Read, limits: Limits, sink: &mut dyn Sink) -> Result<Index> {
+    let io_error = |error| Error::io(READING, error);
+    let decoder = Decoder::new(tar, limits).map_err(io_error)?;
+    let mut files = Files::default();
+    let mut archive = tar::Archive::new(decoder);
+    for (count, entry) in archive.entries().map_err(io_error)?.enumerate() {
+        if count > MAX_ENTRIES {
+            return Err(Error::invalid(READING, format!("more than {MAX_ENTRIES} entries")));
+        }
+        let mut entry = entry.map_err(io_error)?;
+        let name = base::path::clean(&String::from_utf8_lossy(&entry.path_bytes()));
+        match entry.header().entry_type() {
+            tar::EntryType::Regular | tar::EntryType::Continuous => {
+                let found = files.take(&name, &mut entry, sink)?;
+                files.names.insert(name, found);
+            }
+            tar::EntryType::Symlink | tar::EntryType::Link => {
+                let target = entry.link_name_bytes().unwrap_or_default();
+                let target = String::from_utf8_lossy(&target).into_owned();
+                let symbolic = entry.header().entry_type() == tar::EntryType::Symlink;
+                let base = if symbolic { base::path::dir(&name) } else { String::new() };
+                let target = base::path::join([base.as_str(), target.as_str()]);
+                files.names.insert(name, Entry::Link(target));
+            }
+            _ => {}
+        }
+    }
+    match (files.document(sink, "index.json")?, files.document(sink, "manifest.json")?) {
+        (Some(body), _) => Index::parse("index.json", &body),
+        (None, Some(body)) => saved(sink, &files, &body),
+        (None, None) => {
+            let reason = "neither index.json nor manifest.json: not an image";
+            Err(Error::invalid(READING, reason))
+        }
+    }
+}
+
+/// What the names of a tar stand for.
+#[derive(Default)]
+struct Files {
+    names: BTreeMap<String, Entry>,
+    /// Content of the names in [`DOCUMENTS`].
+    documents: BTreeMap<Digest, Vec<u8>>,
+}
+
 enum Entry {
-    File { digest: Digest, size: u64 },
+    Blob { digest: Digest, size: u64 },
+    Document(Digest),
     Link(String),
 }
 
-fn lookup(files: &BTreeMap<String, Entry>, name: &str) -> Option<(Digest, u64)> {
-    let mut name = base::path::clean(name);
-    for _ in 0..MAX_LINKS {
-        match files.get(&name)? {
-            Entry::File { digest, size } => return Some((*digest, *size)),
-            Entry::Link(target) => name.clone_from(target),
+impl Files {
+    fn take(
+        &mut self,
+        name: &str,
+        entry: &mut tar::Entry<'_, impl Read>,
+        sink: &mut dyn Sink,
+    ) -> Result<Entry> {
+        let io_error = |error| Error::io(READING, error);
+        if DOCUMENTS.contains(&name) {
+            if entry.size() > MAX_CONFIG {
+                return Err(Error::invalid(name, format!("larger than {MAX_CONFIG} bytes")));
+            }
+            let mut body = Vec::new();
+            entry.read_to_end(&mut body).map_err(io_error)?;
+            let digest = Digest::of(&body);
+            self.documents.insert(digest, body);
+            return Ok(Entry::Document(digest));
+        }
+        let called = name.strip_prefix("blobs/sha256/");
+        if let Some(digest) = called.and_then(|hex| format!("sha256:{hex}").parse().ok())
+            && sink.has(&digest) == Some(entry.size())
+        {
+            return Ok(Entry::Blob { digest, size: entry.size() });
+        }
+        let (digest, size) = sink.keep(entry).map_err(io_error)?;
+        match called {
+            Some(hex) if hex != digest.hex() => Err(Error::Corrupt {
+                what: format!("{READING}: {name}"),
+                expected: format!("sha256:{hex}"),
+                actual: digest.to_string(),
+            }),
+            _ => Ok(Entry::Blob { digest, size }),
         }
     }
-    None
+
+    fn lookup(&self, name: &str) -> Option<&Entry> {
+        let mut name = base::path::clean(name);
+        for _ in 0..MAX_LINKS {
+            match self.names.get(&name)? {
+                Entry::Link(target) => name.clone_from(target),
+                found => return Some(found),
+            }
+        }
+        None
+    }
+
+    /// Content of a small file.
+    fn document(&self, sink: &dyn Sink, name: &str) -> Result<Option<Vec<u8>>> {
+        let io_error = |error| Error::io(format!("read {name}"), error);
+        match self.lookup(name) {
+            Some(Entry::Document(digest)) => Ok(self.documents.get(digest).cloned()),
+            Some(Entry::Blob { size, .. }) if *size > MAX_CONFIG => {
+                Err(Error::invalid(name, format!("larger than {MAX_CONFIG} bytes")))
+            }
+            Some(Entry::Blob { digest, .. }) => {
+                let mut body = Vec::new();
+                let mut file = sink.open(digest).map_err(io_error)?;
+                file.read_to_end(&mut body).map_err(io_error)?;
+                Ok(Some(body))
+            }
+            Some(Entry::Link(_)) | None => Ok(None),
+        }
+    }
 }
 
 fn blob_path(folder: &Path, digest: &Digest) -> PathBuf {
     folder.join("blobs/sha256").join(digest.hex())
 }
 
-/// Writes an entry's bytes and names them by digest.
-fn store(entry: &mut impl Read, into: &Path) -> io::Result<(Digest, u64)> {
-    let temporary = into.join(format!(".tmp-{}", base::id::random_id()));
-    let mut out = BufWriter::with_capacity(256 << 10, File::create(&temporary)?);
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut size = 0;
-    let copied = loop {
-        match entry.read(&mut buffer) {
-            Ok(0) => break out.flush(),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                size += read as u64;
-                if let Err(error) = out.write_all(&buffer[..read]) {
-                    break Err(error);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
-        }
-    };
-    let digest = hasher.finish();
-    let done = copied.and_then(|()| fs::rename(&temporary, blob_path(into, &digest)));
-    if done.is_err() {
-        _ = fs::remove_file(&temporary);
-    }
-    done.map(|()| (digest, size))
-}
-
-fn read_small(folder: &Path, name: &str, digest: Digest, size: u64) -> Result<Vec<u8>> {
-    if size > MAX_CONFIG {
-        return Err(Error::invalid(name, format!("larger than {MAX_CONFIG} bytes")));
-    }
-    base::fs::read(&blob_path(folder, &digest))
-        .map_err(|error| Error::io(format!("read {name}"), error))
-}
-
 /// An index over the images of `docker save`'s `manifest.json`, whose manifests are made here.
-fn saved(folder: &Path, files: &BTreeMap<String, Entry>, body: &[u8]) -> Result<Index> {
+fn saved(sink: &mut dyn Sink, files: &Files, body: &[u8]) -> Result<Index> {
     const WHAT: &str = "manifest.json";
     let list: Vec<SavedImage> =
         serde_json::from_slice(body).map_err(|error| Error::invalid(WHAT, error))?;
-    let find = |name: &str| {
-        lookup(files, name)
-            .ok_or_else(|| Error::invalid(WHAT, format!("`{name}` is not in the tar")))
+    let find = |name: &str| match files.lookup(name) {
+        Some(Entry::Blob { digest, size }) => Ok((*digest, *size)),
+        _ => Err(Error::invalid(WHAT, format!("`{name}` is not in the tar"))),
     };
     let mut entries = Vec::new();
     for image in list {
@@ -314,7 +418,7 @@ fn saved(folder: &Path, files: &BTreeMap<String, Entry>, body: &[u8]) -> Result<
         for name in &image.layers {
             let (digest, size) = find(name)?;
             let mut head = Vec::new();
-            File::open(blob_path(folder, &digest))
+            sink.open(&digest)
                 .and_then(|file| file.take(6).read_to_end(&mut head))
                 .map_err(|error| Error::io(format!("read {name}"), error))?;
             let compression: Compression = Compression::detect(&head);
@@ -322,8 +426,7 @@ fn saved(folder: &Path, files: &BTreeMap<String, Entry>, body: &[u8]) -> Result<
         }
         let body = Manifest::new(true, config, layers).to_json();
         let descriptor = Descriptor::of(media::OCI_MANIFEST, &body);
-        base::fs::write_atomic(&blob_path(folder, &descriptor.digest), &body, false)
-            .map_err(|error| Error::io("write manifest", error))?;
+        sink.keep(&mut &body[..]).map_err(|error| Error::io("write manifest", error))?;
         let names = image.repo_tags.unwrap_or_default();
         if names.is_empty() {
             entries.push(descriptor.clone());

@@ -1,12 +1,12 @@
 //! `save` and `load`: images as one tar that is both an OCI layout and what docker reads.
 //!
-//! A save writes blobs straight from the store into the answer. A load unpacks the tar by content
-//! into a folder aside, checks what it finds and takes only blobs that an image speaks of.
+//! A save writes blobs straight from the store into the answer. A load puts each blob of the tar
+//! straight into the store, where it is held until its image has a name; what no image speaks of is
+//! garbage then. Blobs that are here already are passed over.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     io::{self, Read as _, Write},
-    path::Path,
     sync::Arc,
 };
 
@@ -15,10 +15,11 @@ use engine::run::LocalImage;
 use oci::{
     Descriptor, Index, Manifest, Reference,
     compress::Limits,
-    layout::{self, Found, Layout, SavedImage},
+    layout::{self, Found, SavedImage},
     media, types,
 };
 use proto::rbuild::v1 as wire;
+use snapshot::layer::compression::{self, Compression};
 use store::{Blob, BlobInfo, Store};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -219,33 +220,28 @@ impl Images {
         incoming: mpsc::Receiver<Result<bytes::Bytes, Status>>,
         answers: &mpsc::Sender<Result<wire::LoadEvent, Status>>,
     ) -> Result<(), Status> {
-        let store = self.engine.store().clone();
-        let aside = Aside::new(&self.engine.machine().config.run_folder)?;
-        let folder = aside.0.clone();
+        let mut taken = Taken { store: self.engine.store().clone(), holds: HashMap::new() };
         let reading = tokio::task::spawn_blocking(move || {
             let mut reader = pipe::Receiver::new(incoming);
-            let layout = Layout::unpack(&mut reader, &folder, Limits::default())?;
+            let tar = whole(&mut reader)
+                .map_err(|source| oci::Error::Io { what: "read image tar".into(), source })?;
+            let index = layout::read_tar(tar, Limits::default(), &mut taken)?;
             // What follows the tar (padding) is read, so that the sender can end.
             let mut rest = [0; 64 << 10];
             while matches!(reader.read(&mut rest), Ok(1..)) {}
-            Ok::<_, oci::Error>(layout)
+            Ok::<_, oci::Error>((index, taken))
         });
-        let layout = reading.await.map_err(|error| Status::internal(error.to_string()))?;
-        let layout =
-            layout.map_err(|error| Status::invalid_argument(format!("invalid tar: {error}")))?;
-        let images = layout.images();
+        let read = reading.await.map_err(|error| Status::internal(error.to_string()))?;
+        let (index, mut taken) =
+            read.map_err(|error| Status::invalid_argument(format!("invalid tar: {error}")))?;
+        let images = layout::images(&index);
         if images.is_empty() {
             return Err(Status::invalid_argument("invalid tar: it holds no images"));
         }
         for image in images {
-            let (layout, from) = (layout.clone(), image.descriptor.clone());
-            let to = store.clone();
-            let taking = tokio::task::spawn_blocking(move || take(&to, &layout, &from, MAX_DEPTH));
-            let holds = taking.await.map_err(|error| Status::internal(error.to_string()))??;
+            let _hold = taken.manifest(&image.descriptor, MAX_DEPTH)?;
             self.loaded(&image, answers).await?;
-            drop(holds);
         }
-        drop(aside);
         Ok(())
     }
 
@@ -317,95 +313,102 @@ impl Plan {
     }
 }
 
-/// Copies a manifest or index with what is there of its blobs into the store.
-fn take(
-    store: &Arc<Store>,
-    layout: &Layout,
-    descriptor: &Descriptor,
-    depth: usize,
-) -> Result<Vec<Blob>, Status> {
-    let wrong = |error: oci::Error| Status::invalid_argument(format!("invalid tar: {error}"));
-    if depth == 0 {
-        return Err(Status::invalid_argument("invalid tar: indexes are nested too deeply"));
+/// The blobs of a tar, held in the store.
+struct Taken {
+    store: Arc<Store>,
+    holds: HashMap<Digest, Blob>,
+}
+
+impl layout::Sink for Taken {
+    fn has(&mut self, digest: &Digest) -> Option<u64> {
+        let held = self.store.content().hold(digest)?;
+        let size = held.size();
+        self.holds.insert(*digest, held);
+        Some(size)
     }
-    let path = layout.blob_path(&descriptor.digest);
-    let what = format!("manifest {}", descriptor.digest);
-    let size = std::fs::metadata(&path)
-        .map_err(|error| Status::invalid_argument(format!("invalid tar: {what}: {error}")))?;
-    if size.len() > types::MAX_MANIFEST {
-        return Err(Status::invalid_argument(format!("invalid tar: {what} is too large")));
+
+    fn keep(&mut self, data: &mut dyn io::Read) -> io::Result<(Digest, u64)> {
+        let mut writer = self.store.content().writer().map_err(io::Error::other)?;
+        layout::copy(data, &mut writer)?;
+        let blob = writer.commit(None, None, BlobInfo::default()).map_err(io::Error::other)?;
+        let (digest, size) = (blob.digest(), blob.size());
+        self.holds.insert(digest, blob);
+        Ok((digest, size))
     }
-    let body = base::fs::read(&path).map_err(|error| Status::unknown(error.to_string()))?;
-    if Digest::of(&body) != descriptor.digest {
-        return Err(Status::invalid_argument(format!("invalid tar: {what} is damaged")));
+
+    fn open(&self, digest: &Digest) -> io::Result<std::fs::File> {
+        self.store.content().open(digest).map_err(io::Error::other)
     }
-    let kind = media::detect_manifest(&body).unwrap_or_else(|| descriptor.media_type.clone());
-    let mut holds = Vec::new();
-    let mut children = Vec::new();
-    if media::is_index(&kind) {
-        let index = Index::parse(&what, &body).map_err(wrong)?;
-        // Tars of one platform hold only its part of the index.
-        for child in index.manifests {
-            if layout.blob_path(&child.digest).exists() {
-                holds.extend(take(store, layout, &child, depth - 1)?);
-                children.push(child.digest);
+}
+
+impl Taken {
+    /// Notes what a manifest or index is, what it speaks of, and what its blobs are.
+    fn manifest(&mut self, descriptor: &Descriptor, depth: usize) -> Result<Blob, Status> {
+        let invalid = |text: String| Status::invalid_argument(format!("invalid tar: {text}"));
+        let wrong = |error: oci::Error| invalid(error.to_string());
+        if depth == 0 {
+            return Err(invalid("indexes are nested too deeply".into()));
+        }
+        let what = format!("manifest {}", descriptor.digest);
+        let size = self.length(&descriptor.digest);
+        let size = size.ok_or_else(|| invalid(format!("{what} is not in it")))?;
+        if size > types::MAX_MANIFEST {
+            return Err(invalid(format!("{what} is too large")));
+        }
+        let store = self.store.clone();
+        let content = store.content();
+        let body = content.read(&descriptor.digest, types::MAX_MANIFEST).map_err(failed)?;
+        let kind = media::detect_manifest(&body).unwrap_or_else(|| descriptor.media_type.clone());
+        let mut children = Vec::new();
+        if media::is_index(&kind) {
+            let index = Index::parse(&what, &body).map_err(wrong)?;
+            // Tars of one platform hold only its part of the index.
+            for child in index.manifests {
+                if self.holds.contains_key(&child.digest) {
+                    self.manifest(&child, depth - 1)?;
+                    children.push(child.digest);
+                }
+            }
+        } else {
+            let manifest = Manifest::parse(&what, &body).map_err(wrong)?;
+            for blob in manifest.layers.iter().chain([&manifest.config]) {
+                children.push(blob.digest);
+                if !blob.urls.is_empty() {
+                    continue;
+                }
+                match self.length(&blob.digest) {
+                    Some(size) if size == blob.size => {}
+                    Some(size) => {
+                        let text = format!("blob {} is {size} bytes long", blob.digest);
+                        return Err(invalid(format!("{text}, not {}", blob.size)));
+                    }
+                    None => return Err(invalid(format!("blob {} is not in it", blob.digest))),
+                }
+                content.describe(&blob.digest, |info| info.media_type.clone_from(&blob.media_type));
             }
         }
-    } else {
-        let manifest = Manifest::parse(&what, &body).map_err(wrong)?;
-        for blob in manifest.layers.iter().chain([&manifest.config]) {
-            children.push(blob.digest);
-            if !blob.urls.is_empty() {
-                continue;
-            }
-            holds.push(take_blob(store, &layout.blob_path(&blob.digest), blob)?);
-        }
+        let info = BlobInfo::of_type(&kind).referencing(children);
+        content.put(&body, info).map_err(failed)
     }
-    let info = BlobInfo::of_type(&kind).referencing(children);
-    holds.push(store.content().put(&body, info).map_err(failed)?);
-    Ok(holds)
-}
 
-fn take_blob(store: &Store, path: &Path, blob: &Descriptor) -> Result<Blob, Status> {
-    if let Some(held) = store.content().hold(&blob.digest) {
-        return Ok(held);
-    }
-    let doing = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Status::invalid_argument(format!("invalid tar: blob {} is not in it", blob.digest))
+    /// Length of a blob that was in the tar or is in the store, and is held from now on.
+    fn length(&mut self, digest: &Digest) -> Option<u64> {
+        match self.holds.get(digest) {
+            Some(held) => Some(held.size()),
+            None => layout::Sink::has(self, digest),
         }
-        _ => Status::unknown(format!("load blob {}: {error}", blob.digest)),
-    };
-    let mut file = std::fs::File::open(path).map_err(doing)?;
-    let mut writer = store.content().writer().map_err(failed)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(doing)? {
-            0 => break,
-            read => writer.write_all(&buffer[..read]).map_err(doing)?,
-        }
-    }
-    drop(file);
-    // Its room is needed for what follows.
-    _ = std::fs::remove_file(path);
-    writer
-        .commit(Some(blob.digest), Some(blob.size), BlobInfo::of_type(&blob.media_type))
-        .map_err(failed)
-}
-
-/// A folder that goes when it is dropped.
-struct Aside(std::path::PathBuf);
-
-impl Aside {
-    fn new(below: &Path) -> Result<Self, Status> {
-        let path = below.join(format!("load-{}", base::id::random_id()));
-        base::fs::create_dir_all(&path).map_err(|error| Status::unknown(error.to_string()))?;
-        Ok(Self(path))
     }
 }
 
-impl Drop for Aside {
-    fn drop(&mut self) {
-        _ = std::fs::remove_dir_all(&self.0);
+/// Undoes the compressions in which only whole tars come; layers have others.
+fn whole<'a>(stream: &'a mut (impl io::Read + Send)) -> io::Result<Box<dyn io::Read + Send + 'a>> {
+    const MAGIC: u64 = 6;
+    let mut start = Vec::new();
+    stream.by_ref().take(MAGIC).read_to_end(&mut start)?;
+    let found = Compression::detect(&start);
+    let stream = io::Cursor::new(start).chain(stream);
+    match found {
+        Compression::Bzip2 | Compression::Xz => compression::decompress(stream),
+        Compression::None | Compression::Gzip | Compression::Zstd => Ok(Box::new(stream)),
     }
 }
