@@ -9,14 +9,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write as _,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
 use client::{BuildRequest, Client, Export, Target};
 use llb::build::{Copy, FileAction, Graph, LocalOptions, Meta, Output, Source};
 use proto::{
-    control::PruneRequest,
+    control::{DiskUsageRequest, PruneRequest},
     rbuild::v1::{Chunk, RemoveImageRequest},
 };
 
@@ -37,6 +37,11 @@ const PULLED_LAYERS: usize = 10;
 const NOOPS: u32 = 5;
 /// Bytes of a load sent at once.
 const CHUNK: usize = 512 << 10;
+
+/// Less than this is nothing.
+const PRUNED: i64 = 1 << 20;
+/// What is still in use then, stays.
+const PRUNE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A daemon and its process, if that is known.
 pub struct Daemon {
@@ -265,7 +270,7 @@ fn one_file(graph: &mut Graph, base: Output) -> anyhow::Result<BuildRequest> {
 async fn load_tar(client: &Client, tar: &Path) -> anyhow::Result<Option<Duration>> {
     let mut tar = tokio::fs::File::open(tar).await?;
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let sending = tokio::spawn(async move {
         loop {
             let mut data = bytes::BytesMut::with_capacity(CHUNK);
@@ -296,12 +301,21 @@ async fn forget(client: &Client, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the daemon forget all that has no name.
+/// Makes the daemon forget all that has no name. What a build held is free only a moment after its
+/// client has the answer.
 pub async fn prune(client: &Client) -> anyhow::Result<()> {
-    let everything = PruneRequest { all: true, ..PruneRequest::default() };
-    let mut freed = client.control().prune(everything).await?.into_inner();
-    while freed.message().await?.is_some() {}
-    Ok(())
+    let began = Instant::now();
+    loop {
+        let everything = PruneRequest { all: true, ..PruneRequest::default() };
+        let mut freed = client.control().prune(everything).await?.into_inner();
+        while freed.message().await?.is_some() {}
+        let used = client.control().disk_usage(DiskUsageRequest::default()).await?.into_inner();
+        let left: i64 = used.record.iter().map(|record| record.size).sum();
+        if left < PRUNED || began.elapsed() > PRUNE_WITHIN {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn pushed_to(registry: &Registry) -> String {
