@@ -152,9 +152,7 @@ impl Container {
     pub fn ports(&self) -> Vec<Port> {
         let live = self.live.lock().expect("no panic while holding a run");
         let proxies = live.iter().flat_map(|live| &live.ports).zip(&self.settled.ports);
-        proxies
-            .map(|(proxy, port)| Port { host: proxy.address(), ..port.clone() })
-            .collect()
+        proxies.map(|(proxy, port)| Port { host: proxy.address(), ..port.clone() }).collect()
     }
 
     /// What its checks found; `None` if it has none.
