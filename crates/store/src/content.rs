@@ -5,7 +5,7 @@
 //! request stores the next can still name. Only the collector deletes.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -293,13 +293,18 @@ impl Content {
         blobs.iter().map(|(digest, entry)| (*digest, entry.allocated)).collect()
     }
 
-    /// Blobs that somebody holds, or that are too young to go (unless listed in `released`).
-    pub(crate) fn rooted(&self, grace: Duration, released: &HashSet<Digest>) -> Vec<Digest> {
+    /// Blobs that somebody holds.
+    pub(crate) fn held(&self) -> Vec<Digest> {
         let blobs = self.inner.blobs.lock().unwrap();
-        let rooted = blobs.iter().filter(|(digest, entry)| {
-            entry.holds > 0 || entry.touched.elapsed() < grace && !released.contains(*digest)
-        });
-        rooted.map(|(digest, _)| *digest).collect()
+        let held = blobs.iter().filter(|(_, entry)| entry.holds > 0);
+        held.map(|(digest, _)| *digest).collect()
+    }
+
+    /// Blobs touched within `grace`.
+    pub(crate) fn young(&self, grace: Duration) -> Vec<Digest> {
+        let blobs = self.inner.blobs.lock().unwrap();
+        let young = blobs.iter().filter(|(_, entry)| entry.touched.elapsed() < grace);
+        young.map(|(digest, _)| *digest).collect()
     }
 
     /// Removes a blob unless somebody holds it or has just let it go. Returns the bytes freed.

@@ -203,10 +203,11 @@ impl Store {
         keep_bytes(options, total, free)
     }
 
-    /// Removes blobs that nothing speaks of. Young ones stay, unless a removed record had them.
+    /// Removes blobs that nothing speaks of. Young ones stay, and what they speak of, unless a removed
+    /// record had them.
     fn sweep(&self, released: &HashSet<Digest>, grace: Duration, pruned: &mut Pruned) {
         let mut queue = self.pinned();
-        queue.extend(self.content().rooted(grace, released));
+        queue.extend(self.content().held());
         {
             let state = self.state();
             for layer in state.layers.values() {
@@ -220,6 +221,12 @@ impl Store {
         let mut marked = self.image_blobs();
         while let Some(digest) = queue.pop() {
             if marked.insert(digest) {
+                queue.extend(self.spoken_of(&digest));
+            }
+        }
+        queue = self.content().young(grace);
+        while let Some(digest) = queue.pop() {
+            if !released.contains(&digest) && marked.insert(digest) {
                 queue.extend(self.spoken_of(&digest));
             }
         }

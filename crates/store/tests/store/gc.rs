@@ -178,6 +178,20 @@ async fn blobs_go_with_what_speaks_of_them() {
     prune(&store, all()).await;
     let left: Vec<Digest> = store.content().list().into_iter().map(|(digest, _)| digest).collect();
     assert_eq!(left, [young]);
+
+    // A manifest made just now does not keep a layer whose record goes.
+    let made = with_file(&store, None, "b", "2").await;
+    let layer = made.blobs(BlobOptions::default()).await.unwrap()[0].descriptor.clone();
+    let manifest = oci::Manifest::new(true, Descriptor::of("c", b"{}"), vec![layer.clone()]);
+    let info = store::BlobInfo::of_type(oci::media::OCI_MANIFEST);
+    let manifest = store.content().put(&manifest.to_json(), info).unwrap();
+    let digest = manifest.digest();
+    prune(&store, all()).await;
+    assert!(store.content().contains(&layer.digest), "the manifest is held");
+    drop(manifest);
+    drop(made);
+    prune(&store, all()).await;
+    assert!(!store.content().contains(&layer.digest) && store.content().contains(&digest));
 }
 
 #[tokio::test]
