@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -25,9 +25,8 @@ use crate::{VERSION, builds::Builds, idle::Idle, trace::Traces};
 
 /// The newest behaviour clients may ask for, used when they ask for none.
 const COMPATIBILITY: i64 = 30;
-/// A build fails no sooner than this: Go clients that hang up before their session has settled log
-/// a broken connection that is none.
-const REFUSAL: Duration = Duration::from_millis(50);
+/// So long an answer waits for its client's session to settle.
+const SETTLE: Duration = Duration::from_millis(250);
 /// Header telling the daemon's clock; history clients compute ages from it.
 const CLOCK: &str = "buildkit-current-timestamp";
 
@@ -165,10 +164,15 @@ impl ControlService for Control {
             });
             traces.begin(&self.engine, &request.r#ref, &request.frontend, context)
         });
-        let begun = Instant::now();
+        let session = request.session.clone();
         let answer = self.run(request, trace).await;
-        if answer.is_err() {
-            tokio::time::sleep_until((begun + REFUSAL).into()).await;
+        if !session.is_empty() {
+            let settled = async {
+                if let Ok(session) = self.engine.sessions().get(&session).await {
+                    session.settled().await;
+                }
+            };
+            _ = tokio::time::timeout(SETTLE, settled).await;
         }
         if let Some(traced) = traced {
             traced.end(&answer);

@@ -216,6 +216,7 @@ impl Sessions {
             shared_key: request.shared_key,
             methods: request.methods.iter().map(|m| m.to_lowercase()).collect::<BTreeSet<_>>(),
             channel,
+            settled: CancellationToken::new(),
             ended: ended.clone(),
         }));
         let entry = Entry::insert(self.shared.clone(), session.clone());
@@ -286,11 +287,15 @@ async fn keep_alive(session: &Session, health: Health) -> String {
     let mut client = HealthClient::new(session.channel());
     let mut failures = 0;
     let mut last = Duration::ZERO;
+    // Whatever the first answer is, the client has read all that was sent before.
+    let first = client.check(HealthCheckRequest::default());
+    _ = tokio::time::timeout(health.timeout, first).await;
+    session.0.settled.cancel();
     loop {
         tokio::time::sleep(health.interval).await;
         let limit = health.timeout.max(last + last / 2);
         let begun = Instant::now();
-        let check = client.check(HealthCheckRequest { service: String::new() });
+        let check = client.check(HealthCheckRequest::default());
         let failure = match tokio::time::timeout(limit, check).await {
             Ok(Ok(_)) => None,
             Ok(Err(status)) => Some(status.message().to_owned()),

@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     /// In lower case.
     pub(crate) methods: BTreeSet<String>,
     pub(crate) channel: Channel,
+    /// The client has answered something.
+    pub(crate) settled: CancellationToken,
     pub(crate) ended: CancellationToken,
 }
 
@@ -101,6 +103,16 @@ impl Session {
     /// Resolves when the session is over.
     pub async fn ended(&self) {
         self.0.ended.cancelled().await;
+    }
+
+    /// Resolves when the client has read the connection's greeting, or the session is over. Go clients
+    /// that hang up sooner log a broken connection: what they have not read by then is mixed with
+    /// left-overs of their buffers.
+    pub async fn settled(&self) {
+        tokio::select! {
+            () = self.0.settled.cancelled() => {}
+            () = self.0.ended.cancelled() => {}
+        }
     }
 
     /// Whether the session is over.

@@ -222,8 +222,11 @@ mod tests {
         let op = pb::Op { op: Some(pb::op::Op::Exec(exec)), ..Default::default() };
         let json = of("pb.Op", &op.encode_to_vec()).unwrap();
         assert_eq!(
-            json.to_string(),
-            r#"{"exec":{"meta":{"args":["true"],"validExitCodes":[0,3]},"mounts":[{"dest":"/","mountType":"TMPFS","output":"-1"}]}}"#
+            json,
+            serde_json::json!({"exec": {
+                "meta": {"args": ["true"], "validExitCodes": [0, 3]},
+                "mounts": [{"dest": "/", "mountType": "TMPFS", "output": "-1"}],
+            }})
         );
         let source = pb::SourceOp {
             identifier: "x".into(),
@@ -231,6 +234,9 @@ mod tests {
         };
         let op = pb::Op { op: Some(pb::op::Op::Source(source)), ..Default::default() };
         let json = of("pb.Op", &op.encode_to_vec()).unwrap();
-        assert_eq!(json.to_string(), r#"{"source":{"attrs":{"empty":""},"identifier":"x"}}"#);
+        assert_eq!(
+            json,
+            serde_json::json!({"source": {"attrs": {"empty": ""}, "identifier": "x"}})
+        );
     }
 }
