@@ -318,7 +318,8 @@ impl Store {
         .await
     }
 
-    fn collect_below_blocking(&self, bytes: u64) {
+    /// Returns whether anything could go.
+    fn collect_below_blocking(&self, bytes: u64) -> bool {
         // The rules speak of records alone.
         let records: u64 = self.disk_usage(&[]).iter().map(|usage| usage.size).sum();
         let used = self.measure();
@@ -328,6 +329,7 @@ impl Store {
         if pruned.records > 0 {
             tracing::info!(?pruned, "made room below the ceiling");
         }
+        pruned.records > 0 || pruned.blobs > 0
     }
 
     /// Bytes in use: counted at most `age` ago and followed since then.
@@ -440,8 +442,8 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
         // what is kept for that lasts. Without the right to do so it is as good as it was.
         _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), FIRST);
         let mut last = None;
-        let mut collector: Option<std::thread::JoinHandle<()>> = None;
-        let mut collected: Option<Instant> = None;
+        let mut collector: Option<std::thread::JoinHandle<bool>> = None;
+        let mut exhausted: Option<Instant> = None;
         let mut counter: Option<std::thread::JoinHandle<()>> = None;
         let mut pace: Option<Pace> = None;
         loop {
@@ -449,21 +451,22 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
             let free = free(store.root());
             let pace = pace.get_or_insert_with(|| Pace::new(free));
             pace.follow(free);
-            let (used, due) = look(&store, ceiling, pace.ahead, &mut last);
+            if let Some(done) = collector.take_if(|thread| thread.is_finished()) {
+                exhausted = (!done.join().unwrap_or(false)).then(Instant::now);
+            }
+            let may_collect = exhausted.is_none_or(|at| at.elapsed() > COLLECT_AGAIN);
+            // What is still to be written counts only once there is no garbage to make room with.
+            let ahead = if may_collect { 0 } else { pace.ahead };
+            let (used, due) = look(&store, ceiling, ahead, &mut last);
             if due && counter.as_ref().is_none_or(|thread| thread.is_finished()) {
                 let store = store.clone();
                 let thread = std::thread::Builder::new().name("store-count".into());
                 counter = thread.spawn(move || _ = store.measure()).ok();
             }
-            let idle = collector.as_ref().is_none_or(|thread| thread.is_finished());
-            if used > soft(ceiling)
-                && idle
-                && collected.is_none_or(|at| at.elapsed() > COLLECT_AGAIN)
-            {
-                collected = Some(Instant::now());
+            if used + pace.ahead > soft(ceiling) && collector.is_none() && may_collect {
                 let store = store.clone();
                 let thread = std::thread::Builder::new().name("store-collect".into());
-                let target = soft(ceiling);
+                let target = soft(ceiling).saturating_sub(pace.ahead);
                 collector = thread.spawn(move || store.collect_below_blocking(target)).ok();
             }
             drop(store);
