@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// A count this old is good enough close to it.
 const RECOUNT: Duration = Duration::from_millis(250);
-/// How long writers may go on until they have really been stopped, on a busy machine.
+/// So far ahead room is made: a collection takes a while.
 const REACTION: Duration = Duration::from_millis(30);
 /// How fast the disk fills is seen over at least this long.
 const PACE_OVER: Duration = Duration::from_millis(4);
@@ -55,7 +55,7 @@ const FIRST: i32 = -20;
 /// How often is counted anew because much changed meanwhile.
 const TRIES: u32 = 3;
 /// Pause between collections that found nothing to free.
-const COLLECT_AGAIN: Duration = Duration::from_secs(1);
+const COLLECT_AGAIN: Duration = Duration::from_millis(200);
 /// How long a withdrawn room may take to end before the next one is withdrawn too.
 const ENDING: Duration = Duration::from_millis(300);
 
@@ -229,7 +229,7 @@ fn available(root: &Path) -> u64 {
 struct Pace {
     at: Instant,
     free: u64,
-    /// Bytes that are written until writers have been stopped.
+    /// Bytes that are written until room was made.
     ahead: u64,
 }
 
@@ -455,9 +455,7 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
                 exhausted = (!done.join().unwrap_or(false)).then(Instant::now);
             }
             let may_collect = exhausted.is_none_or(|at| at.elapsed() > COLLECT_AGAIN);
-            // What is still to be written counts only once there is no garbage to make room with.
-            let ahead = if may_collect { 0 } else { pace.ahead };
-            let (used, due) = look(&store, ceiling, ahead, &mut last);
+            let (used, due) = look(&store, ceiling, &mut last);
             if due && counter.as_ref().is_none_or(|thread| thread.is_finished()) {
                 let store = store.clone();
                 let thread = std::thread::Builder::new().name("store-count".into());
@@ -482,20 +480,13 @@ pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
 
 /// One look at the disk: stops writers if it must. Returns the bytes in use and whether they are to
 /// be counted anew. That takes a while when much is written, so this thread does not wait for it.
-fn look(
-    store: &Store,
-    ceiling: u64,
-    ahead: u64,
-    last: &mut Option<(Instant, Weak<Shared>)>,
-) -> (u64, bool) {
+fn look(store: &Store, ceiling: u64, last: &mut Option<(Instant, Weak<Shared>)>) -> (u64, bool) {
     let known = store.space().estimate(free(store.root()));
     let known = known.filter(|(used, at)| *used < soft(ceiling) || at.elapsed() < TRUSTED);
     let (used, at) = known.unwrap_or_else(|| (store.measure(), Instant::now()));
     let fresh = if used < soft(ceiling) { COUNT_EVERY } else { RECOUNT };
     let brake = store.snapshotter().brake();
-    // Who writes slowly may use all of it; who writes fast is stopped in time.
-    let stop =
-        used > hard(ceiling) || used > soft(ceiling) / 10 * 9 && used + ahead > hard(ceiling);
+    let stop = used > hard(ceiling);
     if stop != brake.is_set() {
         brake.set(stop);
     }
