@@ -100,6 +100,15 @@ fn enter(pidfd: &OwnedFd) -> io::Result<()> {
     }
 }
 
+impl PublishError {
+    fn listen(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::AddressInUse(address),
+            _ => Self::Listen { address, source },
+        }
+    }
+}
+
 /// Listens on an address of the host and passes connections to a port of a container. Stops, and
 /// cuts its connections, when dropped.
 #[derive(Debug)]
@@ -115,10 +124,7 @@ impl PortProxy {
         network: NetNs,
         container_port: u16,
     ) -> Result<Self, PublishError> {
-        let listen = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => PublishError::AddressInUse(address),
-            _ => PublishError::Listen { address, source },
-        };
+        let listen = |source| PublishError::listen(address, source);
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let task = tokio::spawn(serve(listener, network, container_port));
@@ -131,10 +137,7 @@ impl PortProxy {
         network: NetNs,
         container_port: u16,
     ) -> Result<Self, PublishError> {
-        let listen = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => PublishError::AddressInUse(address),
-            _ => PublishError::Listen { address, source },
-        };
+        let listen = |source| PublishError::listen(address, source);
         let socket = UdpSocket::bind(address).await.map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
         let task = tokio::spawn(serve_udp(socket, network, container_port));
