@@ -185,12 +185,12 @@ impl Meta {
         let mut queue = self.shared.queue.lock().unwrap();
         let wake = queue.since.is_none();
         queue.since.get_or_insert_with(Instant::now);
-        let was_long = queue.is_long();
+        let was_urgent = queue.is_urgent();
         queue.append(&changes);
         for (table, key, value) in changes {
             queue.waiting.insert((table, key), value);
         }
-        if wake || queue.is_long() != was_long {
+        if wake || queue.is_urgent() != was_urgent {
             self.shared.wake.notify_one();
         }
     }
@@ -345,12 +345,11 @@ impl Meta {
     /// Ends without committing.
     pub(crate) fn crash(&self, how: Crash) {
         self.stop(Stop::Crash);
+        let mut queue = self.shared.queue.lock().unwrap();
+        let current = queue.journal.take().and_then(|mut journal| journal.seal());
         if how == Crash::PowerLost {
-            let mut queue = self.shared.queue.lock().unwrap();
-            let current = queue.journal.as_mut().and_then(Journal::seal);
             forget(std::mem::take(&mut queue.sealed).into_iter().chain(current));
         }
-        self.shared.queue.lock().unwrap().journal = None;
     }
 
     fn stop(&self, how: Stop) {
@@ -376,7 +375,7 @@ impl Queue {
         }
     }
 
-    fn is_long(&self) -> bool {
+    fn is_urgent(&self) -> bool {
         self.unwritten || self.journal.as_ref().is_some_and(|it| it.length() > MAX_JOURNAL)
     }
 }
@@ -476,7 +475,7 @@ impl Shared {
         let mut queue = self.queue.lock().unwrap();
         loop {
             let now = Instant::now();
-            let gather = if queue.is_long() { HURRY } else { GATHER };
+            let gather = if queue.is_urgent() { HURRY } else { GATHER };
             let due = queue.since.map(|since| (since + gather).max(rest_until));
             match queue.stop {
                 Some(Stop::Crash) => return None,
