@@ -24,6 +24,7 @@ pub mod spec;
 
 mod cgroup;
 mod child;
+mod freezer;
 mod hosts;
 mod native;
 mod rootfs;
@@ -35,6 +36,7 @@ mod sys;
 mod user;
 mod wire;
 
+pub use freezer::Freezer;
 pub use native::{Native, NativeConfig, Subnet, SubnetError};
 pub use runc::{Runc, RuncConfig};
 pub use scripted::{Script, Scripted};

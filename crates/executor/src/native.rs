@@ -14,7 +14,7 @@ use async_trait::async_trait;
 
 use self::addresses::{Address, Addresses};
 use crate::{
-    ExecError, Executor, Exit, Hooks, Io, Network, Process, Security, Spec,
+    ExecError, Executor, Exit, Freezer, Hooks, Io, Network, Process, Security, Spec,
     cgroup::{Policy, Request, StepGroup},
     launcher::Launcher,
     net::NetNs,
@@ -104,6 +104,15 @@ pub(crate) fn check_name(id: &str) -> Result<(), ExecError> {
     Ok(())
 }
 
+/// Tells a freezer that its container is gone.
+pub(crate) struct Ends(pub Freezer);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
 /// What is to be undone after a run, and what was asked.
 struct Prepared {
     asked: Asked,
@@ -141,6 +150,9 @@ impl Shared {
         let user = user::find(&root, &spec.process.user)?;
         make_cwd(&root, &spec.process.cwd, &user)?;
         let group = self.make_group(&spec, layout)?;
+        if let Some(freezer) = &spec.freezer {
+            freezer.attach(group.freezer());
+        }
         let mut fds = plan::Fds::default();
         let confinement = plan::confinement(&spec, layout);
         let emulator = spec.emulator.is_some();
@@ -203,6 +215,7 @@ impl Shared {
             resources: &spec.resources,
             policy: Policy { all: insecure, devices: plan::devices(spec) },
             always: self.config.always_cgroup || spec.no_process_sandbox,
+            freezable: spec.freezer.is_some(),
         };
         StepGroup::create(layout, &request, |folder| self.launcher.announce_group(folder))
             .map_err(|error| ExecError::setup("make control groups", error))
@@ -282,9 +295,14 @@ impl Executor for Native {
             return Err(ExecError::Cancelled);
         }
         let shared = self.shared.clone();
+        let freezer = spec.freezer.clone();
+        let _end = freezer.clone().map(Ends);
         let Prepared { asked, mut running, after } =
             blocking(move || shared.prepare(spec, io)).await?;
         let result = supervise::follow(asked, hooks, |pidfd| {
+            if let Some(freezer) = &freezer {
+                freezer.spawned(pidfd);
+            }
             running.pidfd = pidfd.clone();
             self.shared.running().insert(name.id.clone(), Some(running));
         })

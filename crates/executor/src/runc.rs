@@ -29,7 +29,7 @@ use rustix::{
 use crate::{
     ExecError, Executor, Exit, Hooks, Io, MountSource, Process, Spec, cgroup, hosts,
     launcher::Launcher,
-    native::{blocking, check_name, make_cwd, note_stubs, plan},
+    native::{Ends, blocking, check_name, make_cwd, note_stubs, plan},
     net::NetNs,
     rootfs::{self, Stubs},
     supervise::{self, Asked},
@@ -118,9 +118,15 @@ impl Executor for Runc {
         }
         let spec = Arc::new(spec);
         let (shared, given) = (self.shared.clone(), spec.clone());
+        // The groups are the runtime's own, so that it can only be killed.
+        let freezer = spec.freezer.clone();
+        let _end = freezer.clone().map(Ends);
         let (Call { asked, log, pid_file, program }, after) =
             blocking(move || shared.prepare(given, io)).await?;
         let result = supervise::follow(asked, hooks, |pidfd| {
+            if let Some(freezer) = &freezer {
+                freezer.spawned(pidfd);
+            }
             let running = Running { pidfd: pidfd.clone(), spec };
             self.shared.running().insert(name.id.clone(), Some(running));
         })
@@ -401,6 +407,7 @@ impl Shared {
                 seccomp: false,
                 apparmor: None,
                 oom_score_adj: None,
+                most_allocated: None,
             },
             join_cgroups: Vec::new(),
             place: Place::Host(call.place),

@@ -10,7 +10,10 @@
 
 use std::{collections::BTreeMap, io};
 
+mod allocate;
 mod profile;
+
+pub use allocate::limit as limit_allocations;
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,8 @@
 
 use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
+use crate::Freezer;
+
 /// A container: its file tree, its surroundings and its first process.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -49,6 +51,11 @@ pub struct Spec {
     pub apparmor_profile: Option<String>,
     /// Adjustment of the badness by which the kernel picks a process when memory runs out.
     pub oom_score_adj: Option<i32>,
+    /// Learns how to freeze the container, from before its first process exists.
+    pub freezer: Option<Freezer>,
+    /// The most bytes that one `fallocate` may set aside; programs are told that the file system
+    /// cannot do more, and write instead.
+    pub most_allocated: Option<u64>,
 }
 
 /// The host name of containers that ask for none.
@@ -77,6 +84,8 @@ impl Spec {
             devices: Vec::new(),
             apparmor_profile: None,
             oom_score_adj: None,
+            freezer: None,
+            most_allocated: None,
         }
     }
 }

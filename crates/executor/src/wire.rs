@@ -142,6 +142,7 @@ pub struct Confinement {
     pub seccomp: bool,
     pub apparmor: Option<String>,
     pub oom_score_adj: Option<i32>,
+    pub most_allocated: Option<u64>,
 }
 
 /// A container to be made.

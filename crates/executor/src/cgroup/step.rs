@@ -13,6 +13,9 @@ use super::{
 };
 use crate::{Resources, Usage};
 
+/// Stands for a v2 group without controllers.
+const FREEZER: &str = "cgroup.freeze";
+
 /// What a container wants of control groups.
 #[derive(Debug)]
 pub struct Request<'a> {
@@ -23,6 +26,8 @@ pub struct Request<'a> {
     pub policy: Policy,
     /// Make groups even if nothing asks for them.
     pub always: bool,
+    /// A v2 group is wanted, if one can be had, in which everything can be frozen.
+    pub freezable: bool,
 }
 
 /// Groups of one container. Dropping it removes them; the container must have ended.
@@ -68,7 +73,39 @@ impl StepGroup {
             group.remove();
             return Err(error);
         }
+        if request.freezable && group.into.is_none() {
+            // Where it cannot be had, the container is killed instead of frozen.
+            _ = group.add_freezable(layout, request, &folder, &mut announce);
+        }
         Ok(group)
+    }
+
+    /// A v2 group without controllers.
+    fn add_freezable(
+        &mut self,
+        layout: &Layout,
+        request: &Request<'_>,
+        folder: &Path,
+        announce: &mut impl FnMut(&Path),
+    ) -> io::Result<()> {
+        let v2 = layout.v2.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let path = v2.join(folder);
+        announce(&path);
+        fs::create_dir_all(&path)?;
+        if layout.devices == Some(DeviceControl::V2)
+            && let Err(error) = request.policy.apply_v2(&path)
+        {
+            remove_tree(&path);
+            return Err(error);
+        }
+        self.into = Some(open_folder(&path)?);
+        self.folders.push((FREEZER.to_owned(), path));
+        Ok(())
+    }
+
+    /// The group in which everything can be frozen, if there is one.
+    pub fn freezer(&self) -> Option<&Path> {
+        self.find("").or_else(|| self.find(FREEZER))
     }
 
     fn fill(

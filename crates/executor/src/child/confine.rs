@@ -4,6 +4,7 @@ use std::io;
 
 use crate::{
     launcher::serve::Ready,
+    seccomp::limit_allocations,
     sys,
     user::User,
     wire::{Confinement, Failure},
@@ -51,10 +52,16 @@ pub fn rlimits(limits: &[(u32, u64, u64)]) -> Result<(), Failure> {
 
 /// Installs the filter of system calls; needs a privilege that [`identity`] takes away.
 pub fn filter(confinement: &Confinement, ready: &Ready) -> Result<(), Failure> {
-    match &ready.filter {
-        Some(filter) if confinement.seccomp => {
-            filter.install().map_err(Failure::setup("filter system calls"))
+    let filtering = Failure::setup("filter system calls");
+    if let Some(filter) = confinement.most_allocated.and_then(limit_allocations) {
+        // Some machines have no filters; then whoever sets aside too much is killed.
+        match filter.install() {
+            Err(error) if ready.filter.is_some() => return Err(filtering(error)),
+            _ => {}
         }
+    }
+    match &ready.filter {
+        Some(filter) if confinement.seccomp => filter.install().map_err(filtering),
         _ => Ok(()),
     }
 }

@@ -325,6 +325,7 @@ pub fn confinement(spec: &Spec, layout: &Layout) -> Confinement {
         seccomp: sandbox,
         apparmor: spec.apparmor_profile.clone().filter(|_| sandbox),
         oom_score_adj: spec.oom_score_adj,
+        most_allocated: spec.most_allocated,
     }
 }
 
