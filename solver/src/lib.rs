@@ -16,6 +16,7 @@ pub mod progress;
 pub mod store;
 pub mod worker;
 
+mod pairs;
 mod slab;
 
 pub use decision::{Decision, Miss, Origin};

@@ -9,7 +9,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     fmt,
     sync::Arc,
     time::SystemTime,
@@ -19,6 +19,7 @@ use base::Digest;
 
 use crate::{
     keys::{KeyDigest, KeyId, RecordId},
+    pairs::Pairs,
     slab::Slab,
 };
 
@@ -112,8 +113,8 @@ pub struct KeyStore {
 struct Node {
     id: KeyId,
     // (link, target) and (source, link): the same pairs seen from both ends.
-    forward: BTreeSet<(u32, u32)>,
-    backward: BTreeSet<(u32, u32)>,
+    forward: Pairs,
+    backward: Pairs,
     results: Vec<(RecordId, SystemTime)>,
 }
 
@@ -175,8 +176,8 @@ impl KeyStore {
     pub fn snapshot(&self) -> Vec<Change> {
         let mut changes = Vec::new();
         for (_, node) in self.nodes.iter() {
-            for (link, target) in &node.forward {
-                let (link, to) = (self.links[*link].0, self.nodes[*target].id);
+            for (link, target) in node.forward.iter() {
+                let (link, to) = (self.links[link].0, self.nodes[target].id);
                 changes.push(Change::PutLink { from: node.id, link, to });
             }
             for (record, created_at) in &node.results {
@@ -219,6 +220,9 @@ impl KeyStore {
     /// Notes that `record` is a result of `key`; a known one only gets its time corrected.
     pub fn add_result(&mut self, key: KeyId, record: RecordId, created_at: SystemTime) {
         let number = self.node(key);
+        // Records are results of several keys: one text is enough.
+        let record =
+            self.by_record.get_key_value(&record).map_or(record, |(known, _)| known.clone());
         let results = &mut self.nodes[number].results;
         match results.iter_mut().find(|(known, _)| *known == record) {
             Some((_, known_at)) if *known_at == created_at => return,
@@ -227,7 +231,9 @@ impl KeyStore {
                 // Nearly always the only one.
                 results.reserve_exact(1);
                 results.push((record.clone(), created_at));
-                self.by_record.entry(record.clone()).or_default().push(number);
+                let holders = self.by_record.entry(record.clone()).or_default();
+                holders.reserve_exact(1);
+                holders.push(number);
             }
         }
         self.changes.push(Change::PutResult { key, record, created_at });
@@ -298,15 +304,15 @@ impl KeyStore {
         let (Some(source), Some(link)) = (self.by_id.get(&from), self.by_link.get(link)) else {
             return Vec::new();
         };
-        let reached = self.nodes[*source].forward.range((*link, 0)..=(*link, u32::MAX));
-        reached.map(|(_, target)| self.nodes[*target].id).collect()
+        let reached = self.nodes[*source].forward.starting(*link);
+        reached.map(|(_, target)| self.nodes[target].id).collect()
     }
 
     /// All ways that lead to `key`.
     pub fn sources(&self, key: KeyId) -> Vec<(KeyId, Link)> {
         let Some(number) = self.by_id.get(&key) else { return Vec::new() };
         let ways = self.nodes[*number].backward.iter();
-        ways.map(|(source, link)| (self.nodes[*source].id, self.links[*link].0)).collect()
+        ways.map(|(source, link)| (self.nodes[source].id, self.links[link].0)).collect()
     }
 
     /// Whether `key` is present.
@@ -344,7 +350,7 @@ impl KeyStore {
         if is_private(id) {
             self.private.push_back(id);
         }
-        let (forward, backward) = (BTreeSet::new(), BTreeSet::new());
+        let (forward, backward) = Default::default();
         let number = self.nodes.insert(Node { id, forward, backward, results: Vec::new() });
         self.by_id.insert(id, number);
         number
@@ -372,10 +378,10 @@ impl KeyStore {
         let ends = (self.by_id.get(&from), self.by_link.get(&link), self.by_id.get(&to));
         let (Some(source), Some(number), Some(target)) = ends else { return };
         let (source, number, target) = (*source, *number, *target);
-        if !self.nodes[source].forward.remove(&(number, target)) {
+        if !self.nodes[source].forward.remove((number, target)) {
             return;
         }
-        self.nodes[target].backward.remove(&(source, number));
+        self.nodes[target].backward.remove((source, number));
         self.links[number].1 -= 1;
         if self.links[number].1 == 0 {
             self.links.remove(number);
@@ -396,7 +402,7 @@ impl KeyStore {
     fn cut(&mut self, number: u32) {
         let Some(node) = self.nodes.get(number) else { return };
         let from = node.id;
-        for (link, target) in node.forward.clone() {
+        for (link, target) in node.forward.iter().collect::<Vec<_>>() {
             let (link, to) = (self.links[link].0, self.nodes[target].id);
             self.remove_link(from, link, to);
         }
