@@ -122,12 +122,14 @@ impl Job {
         }
     }
 
-    /// Ends the progress, once all logs are in it.
+    /// Ends the progress, once all logs are in it, and forgets the graphs.
     pub(crate) fn close(&self) {
         if let Some(late) = self.late.get() {
             late.catch_up();
         }
         self.journal.close();
+        // It stays listed for a while, for clients that ask late for its progress alone.
+        *self.graphs() = Graphs::default();
     }
 
     fn progress_group(&self, vertex: &Digest) -> Option<pb::ProgressGroup> {

@@ -297,6 +297,15 @@ impl Journal {
         self.dirty.notify_one();
     }
 
+    /// Forgets what the closed journal's file says too; [`Self::counts`] and [`Self::vertices`] are
+    /// empty from here on.
+    pub(crate) fn slim(&self) {
+        let mut state = self.state();
+        if state.closed {
+            (state.vertices, state.logged) = Default::default();
+        }
+    }
+
     /// Whether it has ended.
     pub fn is_closed(&self) -> bool {
         self.state().closed

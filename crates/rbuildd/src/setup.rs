@@ -20,6 +20,8 @@ use crate::{builds::Builds, config::Config, idle::Idle, serve::Services, trace::
 /// The collector runs this long after a build, and at most once in [`COLLECT_PAUSE`].
 const COLLECT_DELAY: Duration = Duration::from_secs(1);
 const COLLECT_PAUSE: Duration = Duration::from_secs(60);
+/// Within that, free memory goes back to the system this often.
+const TRIM_PAUSE: Duration = Duration::from_secs(12);
 /// Folders where emulators of foreign processors are looked for besides PATH.
 const EMULATORS: &[&str] = &["/usr/bin", "/usr/local/bin", "/usr/libexec/rbuild"];
 
@@ -280,8 +282,12 @@ async fn collect(engine: std::sync::Weak<Engine>) {
         }
         strong.history().collect();
         drop(strong);
+        // What builds leave for a moment is gone some seconds after them.
+        for _ in 0..COLLECT_PAUSE.as_secs() / TRIM_PAUSE.as_secs() {
+            crate::memory::trim();
+            tokio::time::sleep(TRIM_PAUSE).await;
+        }
         crate::memory::trim();
-        tokio::time::sleep(COLLECT_PAUSE).await;
         let Some(strong) = engine.upgrade() else { return };
         strong.build_ended().await;
     }

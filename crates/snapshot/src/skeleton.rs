@@ -48,6 +48,9 @@ const OVER: &str = "over";
 const SKELETON: &str = "skeleton";
 const LOOSE: &str = "loose";
 
+/// So many notes are kept in memory: more than one mount asks for.
+const MOST_KNOWN: usize = 1024;
+
 /// What is known of how a layer was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -191,6 +194,9 @@ impl Skeletons {
         }
         let over = Over::read(folders, layer)?;
         let mut known = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
         known.insert(layer.clone(), over.clone());
         Ok(over)
     }
