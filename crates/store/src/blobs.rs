@@ -165,10 +165,11 @@ impl Ref {
         let record = state.records.get(&owner).ok_or_else(missing)?;
         let layer = &layer;
         let known = &state.layers.get(layer).ok_or_else(missing)?.row;
-        let mut blobs: Vec<Descriptor> = record.row.blob.as_deref().cloned().into_iter().collect();
+        let mut blobs: Vec<Descriptor> =
+            record.row.blob.iter().map(|blob| blob.descriptor()).collect();
         for blob in &known.blobs {
             if !blobs.iter().any(|other| other.digest == blob.digest) {
-                blobs.push(blob.clone());
+                blobs.push(blob.descriptor());
             }
         }
         Ok(Plan {
@@ -277,7 +278,7 @@ impl Ref {
             state.edit(&keeper, self.store().meta(), |row| {
                 row.chain = chain;
                 row.blob_chain = row.blob_chain.or(blob_chain);
-                row.blob.get_or_insert_with(|| Box::new(bare(&blob.descriptor)));
+                row.blob.get_or_insert_with(|| Box::new(bare(&blob.descriptor).into()));
             });
         }
     }
@@ -379,7 +380,7 @@ impl Store {
         if !layer.row.blobs.iter().any(|known| known.digest == blob.digest) {
             // Nearly always the only one.
             layer.row.blobs.reserve_exact(1);
-            layer.row.blobs.push(blob.clone());
+            layer.row.blobs.push(blob.clone().into());
         }
         state.save_layer(&plan.layer, self.meta());
     }

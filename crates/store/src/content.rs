@@ -25,6 +25,7 @@ use crate::{
     error::Doing as _,
     meta::{Meta, T},
     model::{ContentRow, now},
+    packed::Packed,
 };
 
 /// How long garbage stays after it was last touched.
@@ -78,25 +79,6 @@ impl Entry {
         self.info = Packed::new(&info);
         let Self { size, allocated, created, .. } = *self;
         Some(ContentRow { size, allocated, created, info })
-    }
-}
-
-/// A [`BlobInfo`] as JSON: maps of a single entry take ten times as much.
-struct Packed(Box<[u8]>);
-
-impl Packed {
-    fn new(info: &BlobInfo) -> Self {
-        if *info == BlobInfo::default() {
-            return Self(Box::default());
-        }
-        Self(serde_json::to_vec(info).expect("a blob's info has a JSON form").into())
-    }
-
-    fn unpack(&self) -> BlobInfo {
-        if self.0.is_empty() {
-            return BlobInfo::default();
-        }
-        serde_json::from_slice(&self.0).expect("was packed by us")
     }
 }
 

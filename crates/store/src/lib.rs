@@ -21,6 +21,7 @@ mod layers;
 mod lock;
 mod meta;
 mod model;
+mod packed;
 mod pull;
 mod record;
 mod recover;

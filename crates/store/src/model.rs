@@ -8,7 +8,7 @@
 use std::{fmt, str::FromStr, time::SystemTime};
 
 use base::Digest;
-use oci::Descriptor;
+use oci::{Descriptor, media};
 use serde::{Deserialize, Serialize};
 use snapshot::LayerId;
 
@@ -164,7 +164,7 @@ pub(crate) struct RecordRow {
     pub own: Option<LayerId>,
     /// The blob that the own layer came from, preferred on export.
     #[serde(rename = "b", default, skip_serializing_if = "is_default")]
-    pub blob: Option<Box<Descriptor>>,
+    pub blob: Option<Box<KnownBlob>>,
     /// Identity among image layers: digest over blobs and diff ids from the bottom.
     #[serde(rename = "bc", default, skip_serializing_if = "is_default")]
     pub blob_chain: Option<Digest>,
@@ -218,7 +218,60 @@ pub(crate) struct LayerRow {
     pub diff_id: Option<Digest>,
     /// Blobs that unpack to this layer.
     #[serde(rename = "b", default, skip_serializing_if = "is_default")]
-    pub blobs: Vec<Descriptor>,
+    pub blobs: Vec<KnownBlob>,
+}
+
+/// A layer's blob, as its descriptor says: nearly always what, which and how much and no more, which
+/// takes a fifth of the memory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Descriptor", into = "Descriptor")]
+pub(crate) struct KnownBlob {
+    pub digest: Digest,
+    size: u64,
+    says: Says,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Says {
+    /// This media type, and nothing else.
+    Only(&'static str),
+    /// All of this.
+    All(Box<Descriptor>),
+}
+
+/// Media types that layers have.
+const LAYER_TYPES: [&str; 6] = [
+    media::OCI_LAYER_GZIP,
+    media::OCI_LAYER_ZSTD,
+    media::OCI_LAYER,
+    media::DOCKER_LAYER_GZIP,
+    media::DOCKER_LAYER_ZSTD,
+    media::DOCKER_LAYER,
+];
+
+impl KnownBlob {
+    pub(crate) fn descriptor(&self) -> Descriptor {
+        match &self.says {
+            Says::Only(media_type) => Descriptor::new(*media_type, self.digest, self.size),
+            Says::All(descriptor) => descriptor.as_ref().clone(),
+        }
+    }
+}
+
+impl From<Descriptor> for KnownBlob {
+    fn from(descriptor: Descriptor) -> Self {
+        let Descriptor { digest, size, .. } = descriptor;
+        let usual = LAYER_TYPES.into_iter().find(|usual| *usual == descriptor.media_type);
+        let usual = usual.filter(|usual| Descriptor::new(*usual, digest, size) == descriptor);
+        let says = usual.map_or_else(|| Says::All(Box::new(descriptor)), Says::Only);
+        Self { digest, size, says }
+    }
+}
+
+impl From<KnownBlob> for Descriptor {
+    fn from(blob: KnownBlob) -> Self {
+        blob.descriptor()
+    }
 }
 
 /// A blob of the content folder as stored.

@@ -151,7 +151,7 @@ impl Store {
             Layer { row, owners: 0 }
         });
         if !known.row.blobs.iter().any(|it| it.digest == layer.descriptor.digest) {
-            known.row.blobs.push(layer.descriptor.clone());
+            known.row.blobs.push(layer.descriptor.clone().into());
         }
         let id = RecordId::random();
         let row = RecordRow {
@@ -161,7 +161,7 @@ impl Store {
             parents: below.cloned().into_iter().collect(),
             layers: lowers.into_iter().chain([own.clone()]).collect(),
             own: Some(own),
-            blob: Some(Box::new(layer.descriptor.clone())),
+            blob: Some(Box::new(layer.descriptor.clone().into())),
             blob_chain: Some(blob_chain),
             chain: Some(chain),
             ..RecordRow::default()
@@ -312,7 +312,7 @@ impl State {
         let record = self.records.get(&owner)?;
         let known = self.layers.get(layer)?;
         let own = record.row.blob.as_deref();
-        let descriptor = own.or_else(|| known.row.blobs.first())?.clone();
+        let descriptor = own.or_else(|| known.row.blobs.first())?.descriptor();
         Some(Missing {
             layer: layer.clone(),
             lowers: record.lowers().to_vec(),

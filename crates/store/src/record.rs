@@ -10,7 +10,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::SystemTime,
 };
 
@@ -257,6 +257,10 @@ impl Drop for Handle {
             }
             let record = state.records.get_mut(&keeper).expect("the keeper was just found");
             record.holds -= 1;
+            // A dead weak pointer would keep its allocation.
+            if record.handle.strong_count() == 0 {
+                record.handle = Weak::new();
+            }
             let (discard, mutable) = (record.discard && record.idle(), record.row.mutable);
             if discard {
                 (state.remove_idle(&keeper, self.store.meta()), mutable)

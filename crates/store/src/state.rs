@@ -106,7 +106,7 @@ impl State {
             }
         }
         for key in &record.row.index_keys {
-            self.by_key.entry(key.clone()).or_default().push(id.clone());
+            push_one(self.by_key.entry(key.clone()).or_default(), &id);
         }
         if let Some(view) = &record.row.view {
             self.views.insert(view.clone(), id.clone());
@@ -116,7 +116,7 @@ impl State {
                 .entry(own.clone())
                 .or_insert_with(|| Layer { row: LayerRow::default(), owners: 0 })
                 .owners += 1;
-            self.by_own.entry(own.clone()).or_default().push(id.clone());
+            push_one(self.by_own.entry(own.clone()).or_default(), &id);
         }
         self.index_chains(&id, &record.row);
         self.records.insert(id, Box::new(record));
@@ -141,7 +141,7 @@ impl State {
         if let Some(chain) = row.chain {
             let found = self.by_chain.entry(chain).or_default();
             if !found.contains(id) {
-                found.push(id.clone());
+                push_one(found, id);
             }
         }
     }
@@ -250,7 +250,7 @@ impl State {
             remove_from(&mut self.by_key, key, id);
         }
         for key in after.index_keys.iter().filter(|key| !before.index_keys.contains(key)) {
-            self.by_key.entry(key.clone()).or_default().push(id.clone());
+            push_one(self.by_key.entry(key.clone()).or_default(), id);
         }
         if before.view != after.view {
             if let Some(view) = &before.view {
@@ -349,6 +349,14 @@ impl State {
 /// The JSON of a row.
 pub(crate) fn json(row: &impl serde::Serialize) -> bytes::Bytes {
     serde_json::to_vec(row).expect("rows have a JSON form").into()
+}
+
+/// Nearly always the first and only one.
+fn push_one(ids: &mut Vec<RecordId>, id: &RecordId) {
+    if ids.is_empty() {
+        ids.reserve_exact(1);
+    }
+    ids.push(id.clone());
 }
 
 fn remove_from<K: std::hash::Hash + Eq>(
