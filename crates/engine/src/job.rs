@@ -128,6 +128,7 @@ impl Job {
             late.catch_up();
         }
         self.journal.close();
+        self.memo.clear();
         // It stays listed for a while, for clients that ask late for its progress alone.
         *self.graphs() = Graphs::default();
     }

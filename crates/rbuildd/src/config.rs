@@ -821,6 +821,7 @@ impl PolicyFile {
             reserved_space: size(&self.reserved_space.or(self.keep_bytes))?,
             max_used_space: size(&self.max_used_space)?,
             min_free_space: size(&self.min_free_space)?,
+            grace: None,
         })
     }
 }

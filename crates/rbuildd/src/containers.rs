@@ -134,7 +134,7 @@ impl ContainersService for Containers {
         &self,
         request: Request<wire::RunRequest>,
     ) -> Result<Response<wire::RunResponse>, Status> {
-        let _busy = self.idle.busy();
+        let _busy = self.idle.work();
         let request = request.into_inner();
         let create_only = request.create_only;
         let (container, warning) = self.make(request).await?;

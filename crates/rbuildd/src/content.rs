@@ -68,9 +68,11 @@ impl ContentService for Content {
         &self,
         _: Request<wire::ListContentRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let all = self.store.content().list();
+        let store = self.store.clone();
+        let all = tokio::task::spawn_blocking(move || store.blobs_of_builds());
+        let all = all.await.map_err(|error| Status::internal(error.to_string()))?;
         let info: Vec<wire::Info> =
-            all.iter().filter_map(|(digest, _)| self.describe(digest).ok()).collect();
+            all.iter().filter_map(|digest| self.describe(digest).ok()).collect();
         let answers: Vec<_> = info
             .chunks(100)
             .map(|part| Ok(wire::ListContentResponse { info: part.to_vec() }))

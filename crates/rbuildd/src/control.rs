@@ -122,6 +122,7 @@ impl ControlService for Control {
             reserved_space: space(request.reserved_space),
             max_used_space: space(request.max_used_space),
             min_free_space: space(request.min_free_space),
+            grace: Some(self.idle.working_for()),
         };
         let (sender, receiver) = mpsc::channel(64);
         let engine = self.engine.clone();
@@ -152,7 +153,7 @@ impl ControlService for Control {
         &self,
         request: Request<wire::SolveRequest>,
     ) -> Result<Response<wire::SolveResponse>, Status> {
-        let _busy = self.idle.busy();
+        let _busy = self.idle.work();
         let (metadata, _, request) = request.into_parts();
         let running = self.builds.enter(&request.r#ref)?;
         let trace = metadata.get("traceparent").and_then(|value| value.to_str().ok());

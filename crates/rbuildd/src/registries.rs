@@ -201,7 +201,7 @@ impl RegistriesService for Registries {
         &self,
         request: Request<wire::CopyRequest>,
     ) -> Result<Response<wire::CopyResponse>, Status> {
-        let _busy = self.idle.busy();
+        let _busy = self.idle.work();
         let request = request.into_inner();
         let root: Descriptor = serde_json::from_slice(&request.descriptor)
             .map_err(|error| Status::invalid_argument(format!("descriptor: {error}")))?;
@@ -248,7 +248,7 @@ impl RegistriesService for Registries {
         &self,
         request: Request<wire::PutManifestRequest>,
     ) -> Result<Response<wire::PutManifestResponse>, Status> {
-        let _busy = self.idle.busy();
+        let _busy = self.idle.work();
         let request = request.into_inner();
         let reference = parse(&request.reference)?;
         let descriptor = Descriptor::of(request.media_type, &request.body);

@@ -187,6 +187,11 @@ impl Memo {
         };
         cell.get_or_try_init(make).await.cloned()
     }
+
+    /// Forgets all, and lets go of the content that was kept for it.
+    pub fn clear(&self) {
+        self.cells.lock().expect("no panic while holding the memo").clear();
+    }
 }
 
 /// All sources, by scheme.

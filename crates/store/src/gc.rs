@@ -43,6 +43,9 @@ pub struct PruneOptions {
     pub max_used_space: u64,
     /// Leave this many bytes of the disk free.
     pub min_free_space: u64,
+    /// Blobs nobody speaks of stay if they were touched within this time, because what runs may yet
+    /// speak of them. Shortened to the store's own times; none is those.
+    pub grace: Option<Duration>,
 }
 
 /// One entry of a policy list: [`PruneOptions`] applied by [`Store::collect`].
@@ -146,6 +149,8 @@ impl Store {
         // Whoever asks for everything wants the room.
         let urgent = options.len() == 1 && options[0].all;
         let grace = if urgent { SHORT_GRACE } else { GRACE };
+        let asked = options.iter().map(|options| options.grace.unwrap_or(grace)).max();
+        let grace = asked.map_or(grace, |asked| asked.min(grace));
         self.sweep(&released, grace, &mut pruned);
         self.snapshotter().wait_removed();
         self.space().changed();
@@ -206,30 +211,10 @@ impl Store {
     /// Removes blobs that nothing speaks of. Young ones stay, and what they speak of, unless a removed
     /// record had them.
     fn sweep(&self, released: &HashSet<Digest>, grace: Duration, pruned: &mut Pruned) {
-        let mut queue = self.pinned();
-        queue.extend(self.content().held());
-        {
-            let state = self.state();
-            for layer in state.layers.values() {
-                queue.extend(layer.row.blobs.iter().map(|blob| blob.digest));
-            }
-            for record in state.records.values() {
-                queue.extend(record.row.blob.iter().map(|blob| blob.digest));
-                queue.extend(&record.row.keeps);
-            }
-        }
         let mut marked = self.image_blobs();
-        while let Some(digest) = queue.pop() {
-            if marked.insert(digest) {
-                queue.extend(self.spoken_of(&digest));
-            }
-        }
-        queue = self.content().young(grace);
-        while let Some(digest) = queue.pop() {
-            if !released.contains(&digest) && marked.insert(digest) {
-                queue.extend(self.spoken_of(&digest));
-            }
-        }
+        self.mark(self.spoken_for(), &mut marked);
+        let young = self.content().young(grace);
+        self.mark(young.into_iter().filter(|digest| !released.contains(digest)), &mut marked);
         for (digest, _) in self.content().list() {
             if marked.contains(&digest) {
                 continue;

@@ -171,15 +171,47 @@ impl Store {
 
     /// Digests that named images speak of, whether the blobs are here or not.
     pub(crate) fn image_blobs(&self) -> HashSet<Digest> {
-        let mut queue: Vec<Digest> =
-            self.image_map().lock().unwrap().values().map(|it| it.descriptor.digest).collect();
         let mut seen = HashSet::new();
+        let images = self.image_map().lock().unwrap();
+        let named: Vec<Digest> = images.values().map(|it| it.descriptor.digest).collect();
+        drop(images);
+        self.mark(named, &mut seen);
+        seen
+    }
+
+    /// What records, layers and holders speak of, not followed further.
+    pub(crate) fn spoken_for(&self) -> Vec<Digest> {
+        let mut blobs = self.pinned();
+        blobs.extend(self.content().held());
+        let state = self.state();
+        for layer in state.layers.values() {
+            blobs.extend(layer.row.blobs.iter().map(|blob| blob.digest));
+        }
+        for record in state.records.values() {
+            blobs.extend(record.row.blob.iter().map(|blob| blob.digest));
+            blobs.extend(&record.row.keeps);
+        }
+        blobs
+    }
+
+    /// Adds these blobs to `seen`, and all that they speak of; what is in it was followed before.
+    pub(crate) fn mark(&self, blobs: impl IntoIterator<Item = Digest>, seen: &mut HashSet<Digest>) {
+        let mut queue: Vec<Digest> = blobs.into_iter().collect();
         while let Some(digest) = queue.pop() {
             if seen.insert(digest) {
                 queue.extend(self.spoken_of(&digest));
             }
         }
-        seen
+    }
+
+    /// The blobs that builds and their history left: all but those that are here for the sake of
+    /// named images alone.
+    pub fn blobs_of_builds(&self) -> Vec<Digest> {
+        let images = self.image_blobs();
+        let mut builds = HashSet::new();
+        self.mark(self.spoken_for(), &mut builds);
+        let all = self.content().list().into_iter().map(|(digest, _)| digest);
+        all.filter(|digest| builds.contains(digest) || !images.contains(digest)).collect()
     }
 
     /// What a blob speaks of: noted with it, or found in a manifest.

@@ -99,7 +99,7 @@ impl Images {
     ) -> Result<Answers<wire::Chunk>, Status> {
         let plan = self.plan(&request)?;
         let store = self.engine.store().clone();
-        let busy = self.idle.busy();
+        let busy = self.idle.work();
         let (sender, mut data) = mpsc::channel(pipe::QUEUE);
         let (answers, receiver) = mpsc::channel(pipe::QUEUE);
         let writing =
@@ -207,7 +207,7 @@ impl Images {
             }
         });
         let task = tokio::spawn(async move {
-            let _busy = this.idle.busy();
+            let _busy = this.idle.work();
             if let Err(status) = this.load(incoming, &answers).await {
                 _ = answers.send(Err(status)).await;
             }

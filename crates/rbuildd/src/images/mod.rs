@@ -270,7 +270,7 @@ impl ImagesService for Images {
         &self,
         request: Request<wire::TagImageRequest>,
     ) -> Result<Response<wire::TagImageResponse>, Status> {
-        let _busy = self.idle.busy();
+        let _busy = self.idle.work();
         let request = request.into_inner();
         let image = self.find(&request.source)?;
         let target = parse_name(&request.target)?.with_default_tag();
@@ -287,7 +287,7 @@ impl ImagesService for Images {
         &self,
         request: Request<wire::RemoveImageRequest>,
     ) -> Result<Response<wire::RemoveImageResponse>, Status> {
-        let _busy = self.idle.busy();
+        let _busy = self.idle.work();
         self.remove_image(request.into_inner()).await.map(Response::new)
     }
 

@@ -135,7 +135,7 @@ impl Images {
         }
         let this = self.clone();
         Ok(stream_of(move |events| async move {
-            let _busy = this.idle.busy();
+            let _busy = this.idle.work();
             if !request.all_tags {
                 let reference = reference.with_default_tag();
                 return this.pull_one(&reference, &platform, &request.session, &events).await;
@@ -275,7 +275,7 @@ impl Images {
         }
         let this = self.clone();
         Ok(stream_of(move |events| async move {
-            let _busy = this.idle.busy();
+            let _busy = this.idle.work();
             let first = pushes[0].0.repository();
             events.say("", format!("The push refers to repository [{first}]"));
             for (name, root) in pushes {
