@@ -27,13 +27,16 @@ pub struct Platform {
 
 /// The text does not name a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}`: {reason}")]
+#[error("{reason}: invalid argument")]
 pub struct ParsePlatformError {
     /// What was given.
     pub text: String,
-    /// Why it cannot be used.
-    pub reason: &'static str,
+    /// Why it cannot be used; tells what was given.
+    pub reason: String,
 }
+
+/// What follows the operating system in a platform's text.
+const COMPONENT: &str = "^[A-Za-z0-9_.-]+$";
 
 const KNOWN_OS: &[&str] = &[
     "aix",
@@ -121,7 +124,7 @@ impl Platform {
     pub fn parse(text: &str) -> Result<Self, ParsePlatformError> {
         let fail = |reason| Err(ParsePlatformError { text: text.to_owned(), reason });
         if text.contains('*') {
-            return fail("wildcards are not supported in a platform");
+            return fail(format!("{text:?}: wildcards not yet supported"));
         }
         let parts: Vec<&str> = text.split('/').collect();
         let valid = |part: &str| {
@@ -131,7 +134,7 @@ impl Platform {
         let (os, options) = match parts[0].split_once('(') {
             Some((os, rest)) => match rest.strip_suffix(')') {
                 Some(options) => (os, options),
-                None => return fail("`(` without `)`"),
+                None => return fail(bad_os(parts[0], text)),
             },
             None => (parts[0], ""),
         };
@@ -142,14 +145,14 @@ impl Platform {
             };
             parts.next().is_none_or(letters) && parts.all(|part| !part.is_empty() && letters(part))
         };
-        if !valid(os)
-            || os.contains('.')
-            || !options_valid(options)
-            || parts[1..].iter().any(|part| !valid(part))
-        {
-            return fail(
-                "a platform is os, arch, os/arch or os/arch/variant in letters, digits, `_`, `.`, `-`",
-            );
+        if !valid(os) || os.contains('.') || !options_valid(options) {
+            return fail(bad_os(parts[0], text));
+        }
+        if let Some(part) = parts[1..].iter().find(|part| !valid(part)) {
+            return fail(format!(
+                "{part:?} is an invalid component of {text:?}: platform specifier component must \
+                 match {COMPONENT:?}"
+            ));
         }
         let mut platform = Self::default();
         if let Some((version, features)) = options.split_once('+') {
@@ -178,7 +181,7 @@ impl Platform {
                     platform.architecture = architecture;
                     return Ok(platform);
                 }
-                fail("unknown operating system or architecture")
+                fail(format!("{text:?}: unknown operating system or architecture"))
             }
             2 => {
                 platform.os = normalize_os(os);
@@ -196,7 +199,7 @@ impl Platform {
                 }
                 Ok(platform)
             }
-            _ => fail("too many parts"),
+            _ => fail(format!("{text:?}: cannot parse platform specifier")),
         }
     }
 
@@ -337,6 +340,10 @@ fn unescape(text: &str) -> String {
         .replace("%28", "(")
         .replace("%2B", "+")
         .replace("%25", "%")
+}
+
+fn bad_os(part: &str, text: &str) -> String {
+    format!("{part:?} is an invalid OS component of {text:?}: write os or os(version+feature)")
 }
 
 #[cfg(test)]

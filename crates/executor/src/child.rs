@@ -16,6 +16,7 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 
 use crate::{
     launcher::serve::Ready,
+    native::plan::EMULATOR,
     sys, user,
     wire::{self, Failure, Host, Place, Plan, Program, Progress},
 };
@@ -233,13 +234,18 @@ fn own_io(uid: u32) {
 
 /// Replaces this process.
 fn execute(program: &Program, env: &[String]) -> Result<Infallible, Failure> {
-    let name = program.args.first().map_or("", String::as_str);
+    let args = match &*program.args {
+        // Among foreign programs there may be some of this machine.
+        [emulator, args @ ..] if emulator == EMULATOR && is_native(args, env) => args,
+        args => args,
+    };
+    let name = args.first().map_or("", String::as_str);
     let fail = |code, reason: String| Failure::Start { program: name.to_owned(), reason, code };
     let strings = |lines: &[String]| -> Result<Vec<CString>, Failure> {
         let text = lines.iter().map(|line| CString::new(line.as_str())).collect::<Result<_, _>>();
         text.map_err(|_| fail(126, "an argument or variable contains a zero byte".to_owned()))
     };
-    let (args, env) = (strings(&program.args)?, (strings(env)?, env));
+    let (args, env) = (strings(args)?, (strings(env)?, env));
     let path = search(name, env.1).map_err(|(code, reason)| fail(code, reason))?;
     let path = CString::new(path).map_err(|error| fail(126, error.to_string()))?;
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
@@ -260,6 +266,24 @@ fn describe(error: &io::Error) -> String {
         Some(libc::ENOEXEC) => "exec format error".to_owned(),
         _ => error.to_string(),
     }
+}
+
+/// Whether the program that these arguments name holds code of this machine.
+fn is_native(args: &[String], env: &[String]) -> bool {
+    let machine = match std::env::consts::ARCH {
+        "x86_64" => 62,
+        "aarch64" => 183,
+        "riscv64" => 243,
+        _ => return false,
+    };
+    let Some(Ok(path)) = args.first().map(|name| search(name, env)) else { return false };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
+    // Marks, width and order of bytes, then from byte 18 the machine.
+    let mut header = [0; 20];
+    rustix::io::read(&file, &mut header) == Ok(header.len())
+        && header.starts_with(b"\x7fELF\x02\x01")
+        && u16::from_le_bytes([header[18], header[19]]) == machine
 }
 
 /// Where the program is.

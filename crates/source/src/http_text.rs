@@ -12,7 +12,7 @@ const C: &[BorrowedFormatItem<'_>] = format_description!(
     "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
 );
 
-/// A date in one of the three forms of HTTP.
+/// A date in one of the three forms of HTTP; of the old one, the zone may be any without an offset.
 pub(crate) fn parse_date(text: &str) -> Option<OffsetDateTime> {
     if let Ok(date) = PrimitiveDateTime::parse(text, FIXED) {
         return Some(date.assume_utc());
@@ -24,9 +24,13 @@ pub(crate) fn parse_date(text: &str) -> Option<OffsetDateTime> {
     let (head, tail) = text.rsplit_once('-')?;
     let (year, time) = tail.split_at_checked(2)?;
     let century = if year.parse::<u8>().ok()? < 69 { "20" } else { "19" };
-    let long = format_description!(
-        "[weekday], [day]-[month repr:short]-[year] [hour]:[minute]:[second] GMT"
-    );
+    let long =
+        format_description!("[weekday], [day]-[month repr:short]-[year] [hour]:[minute]:[second]");
+    // The zone is GMT; servers also write UTC, and other abbreviations tell no offset.
+    let (time, zone) = time.rsplit_once(' ')?;
+    if !(3..=4).contains(&zone.len()) || !zone.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        return None;
+    }
     PrimitiveDateTime::parse(&format!("{head}-{century}{year}{time}"), long)
         .ok()
         .map(PrimitiveDateTime::assume_utc)
@@ -135,6 +139,7 @@ mod tests {
         for text in [
             "Sun, 06 Nov 1994 08:49:37 GMT",
             "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
             "Sun Nov  6 08:49:37 1994",
         ] {
             let date = parse_date(text).expect(text);

@@ -1,7 +1,10 @@
 //! Errors between their typed form and gRPC statuses.
 //!
 //! Details travel as JSON inside `Any`, named by Go type paths; clients print Dockerfile lines from
-//! them. Unknown details are passed on unchanged. Source: control notes §13.
+//! them. Unknown details are passed on unchanged. Every status tells which process it comes from, for
+//! those who ask for details of an error. Source: control notes §13.
+
+use std::panic::Location;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -15,9 +18,11 @@ use crate::protojson;
 
 const SOURCE: &str = "github.com/moby/buildkit/errdefs.Source+json";
 const SOLVE: &str = "github.com/moby/buildkit/errdefs.Solve+json";
+const STACK: &str = "github.com/moby/buildkit/stack.Stack+json";
 const VERTEX: &str = "github.com/moby/buildkit/errdefs.Vertex+json";
 
 /// A status for the wire, with all details.
+#[track_caller]
 pub fn to_tonic(error: &FrontendError) -> tonic::Status {
     let status = to_wire(error);
     tonic::Status::with_details(
@@ -28,6 +33,7 @@ pub fn to_tonic(error: &FrontendError) -> tonic::Status {
 }
 
 /// As the message that history records and `Return` carry.
+#[track_caller]
 pub fn to_wire(error: &FrontendError) -> rpc::Status {
     let mut details = Vec::new();
     if !error.vertex.is_empty() {
@@ -38,6 +44,14 @@ pub fn to_wire(error: &FrontendError) -> rpc::Status {
         type_url: detail.type_url.clone(),
         value: detail.value.to_vec(),
     }));
+    let own = std::process::id();
+    let is_own = |detail: &ErrorDetail| {
+        detail.type_url == STACK
+            && serde_json::from_slice::<Value>(&detail.value).is_ok_and(|json| json["pid"] == own)
+    };
+    if !error.details.iter().any(is_own) {
+        details.push(any(STACK, &stack(Location::caller())));
+    }
     rpc::Status { code: error.code as i32, message: error.message.clone(), details }
 }
 
@@ -118,6 +132,18 @@ fn kept(detail: &prost_types::Any) -> ErrorDetail {
 
 fn any(type_url: &str, value: &Value) -> prost_types::Any {
     prost_types::Any { type_url: type_url.to_owned(), value: base::gojson::to_vec(value) }
+}
+
+/// This process and the place in it that tells of an error.
+fn stack(at: &Location<'_>) -> Value {
+    let cmdline: Vec<_> = std::env::args_os().map(|arg| arg.to_string_lossy().into()).collect();
+    let module = at.file().trim_end_matches(".rs").replace("/src/", "/").replace('/', "::");
+    json!({
+        "frames": [{"Name": module, "File": at.file(), "Line": at.line()}],
+        "cmdline": Value::Array(cmdline),
+        "pid": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
+    })
 }
 
 fn source_json(source: &ErrorSource) -> Value {
@@ -212,9 +238,13 @@ mod tests {
                 .detail("other+json", "{}");
         let again = from_wire(&to_wire(&error));
         assert_eq!(again.sources, error.sources);
-        assert_eq!(
-            (again.vertex, again.details, again.message),
-            (error.vertex, error.details, error.message)
-        );
+        assert_eq!((&again.vertex, &again.message), (&error.vertex, &error.message));
+        // What came from elsewhere is passed on, and a process tells of itself once.
+        let urls = |error: &FrontendError| {
+            error.details.iter().map(|detail| detail.type_url.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(again.details[..1], error.details);
+        assert_eq!(urls(&again), ["other+json", STACK]);
+        assert_eq!(urls(&from_wire(&to_wire(&again))), ["other+json", STACK]);
     }
 }

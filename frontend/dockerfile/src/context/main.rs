@@ -69,7 +69,7 @@ impl MainContext {
         } else if url.starts_with("http://") || url.starts_with("https://") {
             context.download(bridge, url).await?;
         } else {
-            let mut inputs = bridge.inputs().await.map_err(Error::bridge)?;
+            let mut inputs = super::inputs(bridge).await?;
             let mut take = |name: &str| {
                 let tree = inputs.remove(name).map(Tree::Input)?;
                 Some(MainSource { tree, subdir: None })

@@ -57,6 +57,16 @@ pub struct DockerfileSource {
     pub vertex: String,
 }
 
+/// The inputs of this run. One without any graph is a client's mistake, not an empty folder.
+async fn inputs(bridge: &dyn Bridge) -> Result<BTreeMap<String, pb::Definition>> {
+    let inputs = bridge.inputs().await.map_err(Error::bridge)?;
+    if inputs.values().any(|input| input.def.is_empty() && input.metadata.is_empty()) {
+        let error = FrontendError::new("invalid nil input definition to definition op");
+        return Err(Error::bridge(error).context("failed to get frontend inputs"));
+    }
+    Ok(inputs)
+}
+
 impl Client {
     /// Looks at the options and finds the main context.
     pub async fn new(bridge: Arc<dyn Bridge>, devices: bool) -> Result<Self> {

@@ -257,7 +257,7 @@ impl Client {
 
     async fn load_input(&self, context: &NamedContext, key: &str) -> Result<Loaded> {
         let full_name = &context.full_name;
-        let mut inputs = self.bridge.inputs().await.map_err(Error::bridge)?;
+        let mut inputs = super::inputs(&*self.bridge).await?;
         let missing = || Error::new(Kind::ContextInputMissing, [key, full_name]);
         let definition = inputs.remove(key).ok_or_else(missing)?;
         let image = match self.options.get(&format!("input-metadata:{key}")) {

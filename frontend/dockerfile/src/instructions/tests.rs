@@ -59,18 +59,18 @@ fn mistakes_are_explained() {
             "FROM a\nCOPY --form=b c d",
             "unknown-flag | dockerfile parse error on line 2: unknown flag: --form (did you mean from?)",
         ),
-        ("USER a", "no-current-stage | no stage before this instruction: start with FROM"),
+        ("USER a", "no-current-stage | no build stage in current context: start with FROM"),
         (
             "FROM a AS 1",
-            "invalid-stage-name | dockerfile parse error on line 1: invalid stage name \"1\": it starts with a letter and holds letters, digits, - _ and . only",
+            "invalid-stage-name | dockerfile parse error on line 1: invalid name for build stage: \"1\": it starts with a letter and holds letters, digits, - _ and . only",
         ),
         (
             "FROM a\nCOPY x",
-            "needs-destination | dockerfile parse error on line 2: COPY needs at least two arguments, the last being where to copy to",
+            "needs-destination | dockerfile parse error on line 2: COPY requires at least two arguments, the last being where to copy to",
         ),
         (
             "FROM a\nCOPY --link=maybe x y",
-            "flag-not-bool | dockerfile parse error on line 2: flag --link is true or false, not maybe",
+            "flag-not-bool | dockerfile parse error on line 2: expecting boolean value for flag --link, not: maybe",
         ),
         (
             "FROM a\nHEALTHCHECK --interval=1us CMD x",

@@ -72,12 +72,13 @@ impl Lowering<'_> {
 
     /// The one remote file or repository of a stage that holds nothing else.
     fn stage_source(&self, stage: &Stage) -> Result<Source> {
-        let fail = || Error::plain(Kind::EpochStage);
+        let fail = |why: &str| Error::noted(Kind::EpochStage, why);
+        let one = || fail("must contain exactly one remote ADD");
         let mut env = self.globals.clone();
         env.remove(NAME);
         let expand = |word: &str, env: &Env| Ok::<_, Error>(self.lexer.expand(word, env)?.text);
         if expand(&stage.base, &env)? != "scratch" {
-            return Err(fail());
+            return Err(fail("must use FROM scratch"));
         }
         let mut found = None;
         for instruction in &stage.instructions {
@@ -96,16 +97,22 @@ impl Lowering<'_> {
                     let ([source], []) =
                         (add.sources.paths.as_slice(), add.sources.inline.as_slice())
                     else {
-                        return Err(fail());
+                        return Err(one());
                     };
                     let checksum = expand(&add.checksum, &env)?;
                     let keep = add.keep_git_dir == Some(true);
-                    found = Some(remote(&expand(source, &env)?, checksum, keep)?.ok_or_else(fail)?);
+                    found = Some(remote(&expand(source, &env)?, checksum, keep)?.ok_or_else(one)?);
                 }
-                _ => return Err(fail()),
+                Command::Add(_) => return Err(one()),
+                _ => {
+                    let word = &instruction.word;
+                    return Err(fail(&format!(
+                        "does not meet source-only requirements: unsupported {word} instruction"
+                    )));
+                }
             }
         }
-        found.ok_or_else(fail)
+        found.ok_or_else(one)
     }
 
     async fn epoch_of_source(

@@ -144,9 +144,11 @@ impl Lowering<'_> {
         if value.is_empty() {
             return Err(suggest(Error::new(Kind::PlatformEmpty, [written]).at(lines)));
         }
-        let platform = Platform::parse(&value).map_err(|_| {
+        let platform = Platform::parse(&value).map_err(|reason| {
+            let mut error = Error::new(Kind::PlatformInvalid, [written]);
+            error.notes.push(reason.to_string());
             // Two layers know the place, and both say so.
-            suggest(Error::new(Kind::PlatformInvalid, [written]).at(lines)).at(lines)
+            suggest(error.at(lines)).at(lines)
         })?;
         used.extend(matched);
         Ok(Some(platform))

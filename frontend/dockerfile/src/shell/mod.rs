@@ -113,9 +113,10 @@ impl Lexer {
             unmatched: BTreeSet::new(),
         };
         let result = run.until(None, self.raw_escapes).map_err(|mut error| {
-            if error.kind == Kind::UnsetRequired {
-                error.params.insert(0, text::quote(input));
+            if error.kind != Kind::UnsetRequired {
+                return error.context(format!("failed to process {}", text::quote(input)));
             }
+            error.params.insert(0, text::quote(input));
             error
         });
         (result, run)
