@@ -11,9 +11,9 @@ use async_trait::async_trait;
 use base::{Platform, gomode, pattern::Patterns};
 use bytes::Bytes;
 use frontend_api::{
-    Bridge, CacheImport, Code, FileRange, FileStat, FrontendError, FrontendResult, GitMeta,
-    HttpMeta, ImageMeta, RefHandle, Refs, SolveRequest, SolveWhat, SourceMeta, SourceMetaRequest,
-    Warning, WorkerInfo,
+    AttestationChain, Bridge, CacheImport, ChainBlob, Code, FileRange, FileStat, FrontendError,
+    FrontendResult, GitMeta, HttpMeta, ImageMeta, RefHandle, Refs, SolveRequest, SolveWhat,
+    SourceMeta, SourceMetaRequest, Warning, WorkerInfo,
 };
 use llb::{pb, policy::Policy};
 use ops::{OpError, Worker};
@@ -365,6 +365,7 @@ pub(crate) async fn metadata(
         },
         resolve_mode: request.resolve_mode,
         no_config: request.no_config,
+        attestations: request.attestations,
         git_objects: request.git_objects,
         http_checksum: request.http_checksum.map(|asked| source::ChecksumRequest {
             algorithm: asked.algorithm,
@@ -377,9 +378,11 @@ pub(crate) async fn metadata(
             journal.completed(&digest, false, None);
             Ok(SourceMeta {
                 source: request.source,
-                image: meta
-                    .image
-                    .map(|image| ImageMeta { digest: image.digest, config: image.config }),
+                image: meta.image.map(|image| ImageMeta {
+                    digest: image.digest,
+                    config: image.config,
+                    chain: image.chain.map(chain),
+                }),
                 git: meta.git.map(|git| GitMeta {
                     checksum: git.checksum,
                     reference: git.reference,
@@ -403,6 +406,20 @@ pub(crate) async fn metadata(
             Err(failure::from_op(&error)
                 .context(format!("failed to resolve source metadata for {reference}")))
         }
+    }
+}
+
+fn chain(chain: source::AttestationChain) -> AttestationChain {
+    let blob = |(descriptor, data): (oci::Descriptor, Bytes)| {
+        let (media_type, annotations) = (descriptor.media_type, descriptor.annotations);
+        (descriptor.digest.to_string(), ChainBlob { media_type, annotations, data })
+    };
+    AttestationChain {
+        root: chain.root.to_string(),
+        image: chain.image.to_string(),
+        attestation: chain.attestation.map(|digest| digest.to_string()).unwrap_or_default(),
+        signatures: chain.signatures.iter().map(ToString::to_string).collect(),
+        blobs: chain.blobs.into_iter().map(blob).collect(),
     }
 }
 

@@ -30,6 +30,7 @@ pub const LLB: &[&str] = &[
     "exporter.image.annotations",
     "exporter.image.attestations",
     "exporter.multiple",
+    "exporter.session",
     "exporter.sourcedateepoch",
     "file.base",
     "file.copy.alwaysreplaceexistingdestpaths",

@@ -68,6 +68,8 @@ pub struct SolveRequest {
     pub internal: bool,
     /// 10, 20 or 30.
     pub compatibility: u32,
+    /// Ask the client for further exporters when the result is known, and tell it when all are done.
+    pub session_exporter: bool,
     /// Most steps of this build that run at once; 0 is no limit of its own.
     pub jobs: u32,
     /// The client's span that it belongs to, if the client traces.
@@ -261,7 +263,7 @@ impl Engine {
             if !request.internal {
                 ending.started = Some(self.history.started(&request));
             }
-            let mut result = running.await?;
+            let (mut result, run) = running.await?;
             bridge::evaluate(&result).await?;
             if let Some(sbom) = wanted.sbom.as_ref().filter(|_| !attest::has_sbom(&result)) {
                 let platforms = self.result_platforms(&result).await?;
@@ -282,7 +284,26 @@ impl Engine {
             if !request.internal {
                 ending.statements = Some(statements.clone());
             }
-            self.export(&job, &request, exporters, caches, result, &wanted, &statements).await
+            let mut exporters = exporters;
+            if request.session_exporter {
+                exporters.extend(self.session_exporters(&request, &result, run.as_ref()).await?);
+            }
+            let done = self
+                .export(&job, &request, exporters, caches, result, &wanted, &statements)
+                .await?;
+            if request.session_exporter {
+                let session = self.exporting_session(&request).await?;
+                let told = session.finalize_export(done.response.clone()).await;
+                told.map_err(|error| {
+                    FrontendError::new(format!(
+                        "tell the client that its exports are done: {error}"
+                    ))
+                })?;
+            }
+            if let Some(run) = run {
+                run.close().await;
+            }
+            Ok(done)
         }
         .await;
         solving.discard();
@@ -298,31 +319,72 @@ impl Engine {
                 )));
             }
         }
-        let epoch = request.attrs.get("build-arg:SOURCE_DATE_EPOCH");
-        let epoch = epoch.filter(|text| text.is_empty() || text.parse::<i64>().is_ok());
-        request
-            .exporters
-            .iter()
-            .map(|(kind, attrs)| {
-                let mut attrs = attrs.clone();
-                if let Some(epoch) = epoch {
-                    attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
-                }
-                self.exporters
-                    .resolve(kind, attrs, request.compatibility)
-                    .map_err(|error| failure::from_export(&error))
-            })
-            .collect()
+        let exporters = request.exporters.iter();
+        exporters.map(|(kind, attrs)| self.exporter(request, kind, attrs.clone())).collect()
     }
 
-    /// Registers what must be known before anything slow happens, then runs it.
+    fn exporter(
+        &self,
+        request: &SolveRequest,
+        kind: &str,
+        mut attrs: BTreeMap<String, String>,
+    ) -> Result<Arc<dyn Exporter>, FrontendError> {
+        let epoch = request.attrs.get("build-arg:SOURCE_DATE_EPOCH");
+        let epoch = epoch.filter(|text| text.is_empty() || text.parse::<i64>().is_ok());
+        if let Some(epoch) = epoch {
+            attrs.entry("source-date-epoch".into()).or_insert_with(|| epoch.clone());
+        }
+        let found = self.exporters.resolve(kind, attrs, request.compatibility);
+        found.map_err(|error| failure::from_export(&error))
+    }
+
+    /// The session of a client that chooses exporters.
+    async fn exporting_session(
+        &self,
+        request: &SolveRequest,
+    ) -> Result<session::Session, FrontendError> {
+        let session = self.machine.sessions.get(&request.session).await;
+        session.map_err(|error| {
+            FrontendError::new(format!("reach the client that chooses exporters: {error}"))
+        })
+    }
+
+    /// Exporters that the client adds once it knows what was built. It may look into the trees by the
+    /// ids it is told, as long as the build's run is open.
+    async fn session_exporters(
+        &self,
+        request: &SolveRequest,
+        result: &FrontendResult,
+        run: Option<&Registered>,
+    ) -> Result<Vec<Arc<dyn Exporter>>, FrontendError> {
+        let refs: Vec<&frontend_api::RefHandle> = match &result.refs {
+            Refs::Single(reference) => reference.iter().collect(),
+            Refs::Map(map) => map.values().flatten().collect(),
+        };
+        let name = |reference| match run {
+            Some(registered) => registered.run.register(Some(reference)).id,
+            None => base::id::random_id(),
+        };
+        let ids = refs.into_iter().map(name).collect();
+        let session = self.exporting_session(request).await?;
+        let found = session.find_exporters(result.metadata.clone(), ids).await;
+        let found = found.map_err(|error| {
+            FrontendError::new(format!("ask the client for its exporters: {error}"))
+        })?;
+        let exporters = found.into_iter();
+        exporters.map(|wanted| self.exporter(request, &wanted.r#type, wanted.attrs)).collect()
+    }
+
+    /// Registers what must be known before anything slow happens, then runs it. A client that chooses
+    /// exporters gets its run back open.
     fn start<'a>(
         self: &'a Arc<Self>,
         request: &'a SolveRequest,
         job: &'a Arc<Job>,
         solving: &solver::Job<ops::Worker>,
         scope: &Arc<Scope>,
-    ) -> impl Future<Output = Result<FrontendResult, FrontendError>> + 'a {
+    ) -> impl Future<Output = Result<(FrontendResult, Option<Registered>), FrontendError>> + 'a
+    {
         let inputs = match &request.work {
             Work::FrontendWithInputs(_, inputs) | Work::ClientSideWithInputs(inputs) => {
                 inputs.clone()
@@ -346,11 +408,17 @@ impl Engine {
                         "the frontend went away without a result",
                     ))
                 });
+                let result = match outcome {
+                    Ok(result) if request.session_exporter => {
+                        return Ok((result, Some(registered)));
+                    }
+                    outcome => outcome,
+                };
                 // The result's refs live on in the result; the ids die here.
                 registered.close().await;
-                return outcome;
+                return result.map(|result| (result, None));
             }
-            match &request.work {
+            let result = match &request.work {
                 Work::Definition(definition) => {
                     use frontend_api::Bridge as _;
                     let cache_imports = request.cache_imports.iter().map(CacheEntry::import);
@@ -366,7 +434,8 @@ impl Engine {
                     Ok(result)
                 }
                 Work::ClientSide | Work::ClientSideWithInputs(_) => unreachable!("handled above"),
-            }
+            };
+            result.map(|result| (result, None))
         }
     }
 

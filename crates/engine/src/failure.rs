@@ -88,5 +88,10 @@ pub(crate) fn from_export(error: &exporter::ExportError) -> FrontendError {
         }
         cause = inner.source();
     }
-    FrontendError::with_code(code, message)
+    let failure = FrontendError::with_code(code, message);
+    let exporter::ExportError::Compatibility { version, feature } = error else { return failure };
+    failure.detail(
+        "github.com/moby/buildkit/errdefs.CompatibilityFeature+json",
+        base::gojson::to_vec(&serde_json::json!({"version": version, "feature": feature})),
+    )
 }

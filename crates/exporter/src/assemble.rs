@@ -23,6 +23,9 @@ use crate::{
     rewrite,
 };
 
+/// Label of an image's manifest in the content store: the digest of the manifest of statements that
+/// refers to it.
+pub const LABEL_REFERRERS: &str = "rbuild/referrers";
 /// Metadata key of the image config.
 pub const IMAGE_CONFIG: &str = "containerimage.config";
 const BASE_CONFIG: &str = "containerimage.base.config";
@@ -99,7 +102,7 @@ pub fn platforms(
         #[serde(rename = "Platform", alias = "platform", default)]
         platform: Platform,
     }
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
     struct List {
         #[serde(rename = "Platforms", alias = "platforms", default)]
         platforms: Vec<Entry>,
@@ -107,8 +110,9 @@ pub fn platforms(
     let bad = |reason: String| ExportError::result(PLATFORMS, reason);
     let entries = match result.metadata.get(PLATFORMS) {
         Some(json) => {
-            let list: List =
+            let list: Option<List> =
                 serde_json::from_slice(json).map_err(|error| bad(error.to_string()))?;
+            let list = list.unwrap_or_default();
             if list.platforms.is_empty() {
                 return Err(bad("invalid empty platforms index for exporter".into()));
             }
@@ -118,7 +122,9 @@ pub fn platforms(
             return Err(bad("unable to export multiple refs, missing platforms mapping".into()));
         }
         None => {
-            let platform = match result.metadata.get(IMAGE_CONFIG).filter(|body| !body.is_empty()) {
+            // What is no config at all is refused later, in words of its own.
+            let said = |body: &&bytes::Bytes| !matches!(body.trim_ascii(), b"" | b"null");
+            let platform = match result.metadata.get(IMAGE_CONFIG).filter(said) {
                 Some(body) => ImageConfig::parse(IMAGE_CONFIG, body)?.platform(),
                 None => native.clone(),
             };
@@ -232,7 +238,12 @@ impl Assembly<'_> {
         }
         let mut referrers = Vec::new();
         match refer {
-            true => referrers = statements,
+            true => {
+                for statement in &statements {
+                    self.remember(statement);
+                }
+                referrers = statements;
+            }
             false => members.extend(statements),
         }
         let epoch = match self.options.epoch {
@@ -446,6 +457,22 @@ impl Assembly<'_> {
         let layers =
             made.layers.into_iter().map(|(descriptor, _)| Layer { descriptor, origin: None });
         Ok(Member { manifest: made.manifest.0, config: made.config.0, layers: layers.collect() })
+    }
+
+    /// Notes with the image what refers to it: that is kept and pushed wherever the image is.
+    fn remember(&self, referrer: &Member) {
+        let annotations = &referrer.manifest.annotations;
+        let about = annotations.get(oci::select::ANNOTATION_REFERENCE_DIGEST);
+        let image: Digest = about
+            .and_then(|digest| digest.parse().ok())
+            .expect("a statement says which image it is about");
+        let digest = referrer.manifest.digest;
+        self.store.content().describe(&image, |info| {
+            // What an earlier build of the same image said is said anew.
+            let before = info.labels.insert(LABEL_REFERRERS.to_owned(), digest.to_string());
+            info.references.retain(|known| Some(known.to_string()) != before);
+            info.references.push(digest);
+        });
     }
 
     fn put(

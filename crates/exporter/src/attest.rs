@@ -81,7 +81,8 @@ pub(crate) fn statement(
         kind: STATEMENT_TYPE,
         predicate_type: attestation.predicate_type.clone(),
         subject,
-        predicate: compact(&what(), predicate)?,
+        // A file without content says nothing, which is something that can be said.
+        predicate: compact(&what(), if predicate.is_empty() { b"null" } else { predicate })?,
     })
 }
 
@@ -211,6 +212,25 @@ mod tests {
         let url = |name: &str| package_url("docker", name, Some(&platform)).unwrap();
         assert_eq!(url("alpine"), "pkg:docker/alpine@latest?platform=linux%2Famd64");
         assert_eq!(url("h:5000/a/b:1"), "pkg:docker/h%3A5000/a/b@1?platform=linux%2Famd64");
+    }
+
+    #[test]
+    fn an_empty_predicate_is_null() {
+        let attestation = Attestation {
+            predicate_type: "https://example.com/x".into(),
+            predicate: bytes::Bytes::new().into(),
+            subjects: Vec::new(),
+            path: "empty.json".into(),
+            inline_only: false,
+            core: None,
+        };
+        let made = statement(&attestation, b"", &[]).unwrap();
+        assert_eq!(
+            String::from_utf8(gojson::to_vec(&made)).unwrap(),
+            r#"{"_type":"https://in-toto.io/Statement/v1","predicateType":"https://example.com/x","subject":[],"predicate":null}"#
+        );
+        let error = statement(&attestation, b"{", &[]).unwrap_err();
+        assert!(error.to_string().starts_with("attestation empty.json: "), "{error}");
     }
 
     /// The old and the new form have the very bytes of the recorded exports.

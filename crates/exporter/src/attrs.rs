@@ -15,6 +15,11 @@ impl Attrs {
         Self { exporter, left: attrs }
     }
 
+    /// The exporter's type.
+    pub(crate) fn exporter(&self) -> &'static str {
+        self.exporter
+    }
+
     pub(crate) fn take(&mut self, key: &str) -> Option<String> {
         self.left.remove(key)
     }

@@ -89,9 +89,16 @@ pub(crate) fn complete(document: &Bytes, writers: &Writers) -> Bytes {
     for package in object.get_mut("packages").and_then(Value::as_array_mut).into_iter().flatten() {
         name_layers(package.get_mut("files"), writers);
     }
-    let info = object.entry("creationInfo").or_insert_with(|| Value::Object(Default::default()));
+    // Some tools write null for what they do not say.
+    let info = object.entry("creationInfo").or_insert(Value::Null);
+    if info.is_null() {
+        *info = Value::Object(Default::default());
+    }
     if let Some(info) = info.as_object_mut() {
-        let creators = info.entry("creators").or_insert_with(|| Value::Array(Vec::new()));
+        let creators = info.entry("creators").or_insert(Value::Null);
+        if creators.is_null() {
+            *creators = Value::Array(Vec::new());
+        }
         if let Some(creators) = creators.as_array_mut() {
             creators.push(concat!("Tool: rbuild-", env!("CARGO_PKG_VERSION")).into());
         }
@@ -134,6 +141,13 @@ mod tests {
             format!(
                 r#"{{"spdxVersion":"SPDX-2.3","files":[{{"fileName":"./a","comment":"layerID: L"}},{{"fileName":"/b","comment":"c"}},{{"fileName":"x"}}],"packages":[{{"files":[{{"fileName":"b","comment":"layerID: L"}}]}}],"creationInfo":{{"creators":["Tool: rbuild-{}"]}}}}"#,
                 env!("CARGO_PKG_VERSION")
+            )
+        );
+        let named = concat!("Tool: rbuild-", env!("CARGO_PKG_VERSION"));
+        assert_eq!(
+            check(r#"{"spdxVersion":"SPDX-2.2","files":null,"creationInfo":null}"#),
+            format!(
+                r#"{{"spdxVersion":"SPDX-2.2","files":null,"creationInfo":{{"creators":["{named}"]}}}}"#
             )
         );
         for text in ["[]", "{", r#"{"files":[]}"#] {

@@ -24,12 +24,12 @@ pub enum ExportError {
     #[error("{0}")]
     Conflict(String),
     /// A request for something that this compatibility version does not have.
-    #[error("compatibility version {version} does not support {feature}")]
+    #[error("unsupported compatibility-version {version} feature {feature}")]
     Compatibility {
         /// Requested version.
         version: u32,
         /// What was asked for.
-        feature: &'static str,
+        feature: String,
     },
     /// The build's result lacks something, or has it in a form that cannot be used.
     #[error("{what}: {reason}")]

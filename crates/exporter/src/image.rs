@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use base::Digest;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use oci::{
-    Descriptor, Index, Reference, Registry, select::ANNOTATION_REFERENCE_DIGEST, types::MAX_CONFIG,
+    Descriptor, Reference, Registry, select::ANNOTATION_REFERENCE_DIGEST, types::MAX_CONFIG,
 };
 use store::{Blob, Store};
 
@@ -67,9 +66,9 @@ impl Image {
             let text = "exporter option \"rewrite-timestamp\" conflicts with \"unpack\"";
             return Err(ExportError::Conflict(text.into()));
         }
-        if image.options.referrers && !image.push {
-            let text = "exporter option \"attestation-referrers\" needs \"push=true\": what refers to \
-                        an image is kept by registries alone";
+        if image.options.referrers && !image.push && !image.is_kept() {
+            let text = "exporter option \"attestation-referrers\" needs \"push=true\" or a name: \
+                        nobody else keeps what refers to an image";
             return Err(ExportError::Conflict(text.into()));
         }
         if image.push && image.options.names != "*" {
@@ -78,6 +77,11 @@ impl Image {
             }
         }
         Ok(image)
+    }
+
+    /// Whether the store will know it by some name.
+    fn is_kept(&self) -> bool {
+        self.keep && !(self.options.names.is_empty() && self.dangling_prefix.is_empty())
     }
 
     /// Names of the export, the dangling one included, and whether canonical ones are wanted.
@@ -272,32 +276,14 @@ impl Push {
             let mut image = image.filter(|digest| about == Some(&digest.to_string()));
             let image = image.next().expect("a statement is about a member");
             self.manifest(&repository, &referrer.manifest).await?;
-            self.refer(&repository, &referrer.manifest, image).await?;
+            let descriptor = Descriptor {
+                artifact_type: ARTIFACT_TYPE.to_owned(),
+                annotations: BTreeMap::new(),
+                ..referrer.manifest.clone()
+            };
+            oci::registry::refer(&*self.registry, &repository, descriptor, image).await?;
         }
         Ok(())
-    }
-
-    /// Makes sure that those who ask what refers to `image` find `referrer`: registries before
-    /// distribution 1.1 keep an index for that, which clients write.
-    async fn refer(
-        &self,
-        repository: &Reference,
-        referrer: &Descriptor,
-        image: Digest,
-    ) -> oci::Result<()> {
-        let mut all = self.registry.referrers(repository, image, None).await?;
-        if all.iter().any(|known| known.digest == referrer.digest) {
-            return Ok(());
-        }
-        all.push(Descriptor {
-            artifact_type: ARTIFACT_TYPE.to_owned(),
-            ..Descriptor::new(&referrer.media_type, referrer.digest, referrer.size)
-        });
-        let index = Index::new(true, all);
-        let body = index.to_json();
-        let tag = repository.clone().with_tag(&format!("sha256-{}", image.hex()))?;
-        let descriptor = Descriptor::of(&index.media_type, &body);
-        self.registry.push_manifest(&tag, &descriptor, body.into()).await
     }
 
     async fn blob(&self, repository: &Reference, blob: &Descriptor) -> oci::Result<u64> {

@@ -23,7 +23,7 @@ mod rewrite;
 mod tarball;
 
 pub use annotations::{AnnotationKind, Annotations};
-pub use assemble::{IMAGE_CONFIG, platforms};
+pub use assemble::{IMAGE_CONFIG, LABEL_REFERRERS, platforms};
 pub use attest::package_url;
 pub use error::ExportError;
 pub use options::ImageOptions;

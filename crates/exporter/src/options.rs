@@ -55,7 +55,7 @@ impl ImageOptions {
             }
         };
         if compression == Compression::Zstd && compatibility <= 10 {
-            let feature = "compression=zstd";
+            let feature = format!("{} exporter compression=zstd", attrs.exporter());
             return Err(ExportError::Compatibility { version: compatibility, feature });
         }
         let level = match attrs.integer("compression-level")? {
@@ -107,7 +107,7 @@ impl ImageOptions {
         if self.oci_types != Some(false) {
             return Ok(());
         }
-        if matches!(self.compression, Compression::Zstd | Compression::Estargz) {
+        if self.compression == Compression::Estargz {
             return Err(ExportError::Conflict(format!(
                 "exporter option \"compression={}\" conflicts with \"oci-mediatypes=false\"",
                 self.compression.name()
@@ -211,12 +211,16 @@ mod tests {
             "invalid value `10` for image exporter attribute `compression-level`: gzip has levels 0 to 9"
         );
         assert_eq!(
+            check(&[("compression", "estargz"), ("oci-mediatypes", "false")], 30),
+            "exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\""
+        );
+        assert_eq!(
             check(&[("compression", "zstd"), ("oci-mediatypes", "false")], 30),
-            "exporter option \"compression=zstd\" conflicts with \"oci-mediatypes=false\""
+            "zstd None false None"
         );
         assert_eq!(
             check(&[("compression", "zstd")], 10),
-            "compatibility version 10 does not support compression=zstd"
+            "unsupported compatibility-version 10 feature image exporter compression=zstd"
         );
         assert!(check(&[("compression", "lz4")], 30).contains("expected uncompressed, gzip"));
         assert!(check(&[("rewrite-timestamp", "yes")], 30).contains("expected true or false"));

@@ -418,25 +418,18 @@ fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendE
         0 => COMPATIBILITY,
         10 | 20 | 30 => wire.compatibility_version,
         version if version > COMPATIBILITY => {
-            return Err(FrontendError::with_code(
-                Code::InvalidArgument,
-                format!(
-                    "unsupported compatibility-version {version}: upgrade buildkit (max supported: {COMPATIBILITY})"
-                ),
-            ));
+            return Err(FrontendError::new(format!(
+                "unsupported compatibility-version {version}: upgrade buildkit (max supported: {COMPATIBILITY})"
+            )));
         }
         version => {
-            return Err(FrontendError::with_code(
-                Code::InvalidArgument,
-                format!("unsupported compatibility-version {version}"),
-            ));
+            return Err(FrontendError::new(format!(
+                "unsupported compatibility-version {version} (supported: [10 20 30])"
+            )));
         }
     };
     if wire.proxy_network {
         return unsupported("proxy networking", "use `RUN --network=none`");
-    }
-    if wire.enable_session_exporter {
-        return unsupported("choosing exporters after the build", "name the output in the request");
     }
     let jobs = match wire.frontend_attrs.remove(engine::JOBS_ATTR) {
         None => 0,
@@ -483,6 +476,7 @@ fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendE
         policy_session: wire.source_policy_session,
         internal: wire.internal,
         compatibility: compatibility as u32,
+        session_exporter: wire.enable_session_exporter,
         jobs,
         trace: None,
     })

@@ -7,9 +7,10 @@ use std::{
     time::SystemTime,
 };
 
-use base::Platform;
+use base::{Digest, Platform};
 use bytes::Bytes;
 use llb::pb;
+use oci::Descriptor;
 use session::Group;
 use store::Ref;
 use tokio::sync::OnceCell;
@@ -52,6 +53,9 @@ pub struct MetaRequest {
     pub resolve_mode: String,
     /// Images: only the digest is wanted.
     pub no_config: bool,
+    /// Images: the documents that prove where the image comes from are wanted, with the text of
+    /// statements of these predicate types.
+    pub attestations: Option<Vec<String>>,
     /// Git: raw commit and tag objects are wanted.
     pub git_objects: bool,
     /// Http: a further checksum is wanted.
@@ -85,6 +89,23 @@ pub struct ImageMeta {
     pub digest: String,
     /// Raw image config for the platform; empty if not wanted.
     pub config: Bytes,
+    /// Who vouches for it, if that was asked and the name leads to an OCI index.
+    pub chain: Option<AttestationChain>,
+}
+
+/// From an index to the statements about one of its images and what signs them.
+#[derive(Debug, Clone)]
+pub struct AttestationChain {
+    /// The index.
+    pub root: Digest,
+    /// The image's manifest; its body is not among the blobs.
+    pub image: Digest,
+    /// The manifest of statements about it.
+    pub attestation: Option<Digest>,
+    /// Manifests that sign the statements.
+    pub signatures: Vec<Digest>,
+    /// Bodies of the others, checked against their digests.
+    pub blobs: Vec<(Descriptor, Bytes)>,
 }
 
 /// A git ref.
@@ -186,6 +207,11 @@ impl Memo {
             cell.clone().downcast().expect("the type's name is part of the key")
         };
         cell.get_or_try_init(make).await.cloned()
+    }
+
+    /// Forgets everything, and lets go of the records that were remembered.
+    pub fn clear(&self) {
+        self.cells.lock().expect("no panic while holding the memo").clear();
     }
 
     /// Forgets all, and lets go of the content that was kept for it.

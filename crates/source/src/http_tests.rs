@@ -248,6 +248,7 @@ async fn a_checksum_is_the_key_and_is_checked() {
         source,
         resolve_mode: String::new(),
         no_config: false,
+        attestations: None,
         git_objects: false,
         http_checksum: None,
     };

@@ -9,6 +9,7 @@
 //! | 0 | digest the name led to, platform, layer limit | all three | name, resolve mode, session |
 //! | 1 | chain of the config's diff ids, cut to the limit | | manifest, compression |
 
+mod chain;
 mod providers;
 mod read;
 
@@ -276,15 +277,20 @@ impl Source for Images {
             given => given,
         };
         let mode = Mode::parse(mode)?;
-        if request.no_config {
+        let mut meta = if request.no_config {
             let root = self.root(&request.source, &reference(&request.source)?, mode).await?;
-            return Ok(image_meta(root.descriptor.digest, Bytes::new()));
+            image_meta(root.descriptor.digest, Bytes::new())
+        } else {
+            if is_blob(&request.source) {
+                return Ok(Meta::default());
+            }
+            let resolved = self.image(&request.source, mode).await?;
+            image_meta(resolved.root.digest, resolved.config.clone())
+        };
+        if let (Some(types), Some(image)) = (&request.attestations, &mut meta.image) {
+            image.chain = self.chain(&request.source, mode, types).await?;
         }
-        if is_blob(&request.source) {
-            return Ok(Meta::default());
-        }
-        let resolved = self.image(&request.source, mode).await?;
-        Ok(image_meta(resolved.root.digest, resolved.config.clone()))
+        Ok(meta)
     }
 }
 
@@ -403,7 +409,8 @@ impl Source for Layouts {
 }
 
 fn image_meta(digest: Digest, config: Bytes) -> Meta {
-    Meta { image: Some(ImageMeta { digest: digest.to_string(), config }), ..Meta::default() }
+    let image = ImageMeta { digest: digest.to_string(), config, chain: None };
+    Meta { image: Some(image), ..Meta::default() }
 }
 
 /// The reference of a `docker-image` source. Identifiers of clients are complete; people's are

@@ -21,7 +21,7 @@ mod providers;
 
 pub use address::normal_identifier;
 pub use api::{
-    ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest,
+    AttestationChain, ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest,
     Source, SourceRequest, Sources,
 };
 pub use credentials::SessionCredentials;

@@ -183,6 +183,7 @@ async fn platform_of_an_index() {
         source,
         resolve_mode: String::new(),
         no_config: false,
+        attestations: None,
         git_objects: false,
         http_checksum: None,
     };
@@ -252,6 +253,7 @@ async fn a_name_means_the_same_within_a_build() {
             source,
             resolve_mode: String::new(),
             no_config: false,
+            attestations: None,
             git_objects: false,
             http_checksum: None,
         };

@@ -17,7 +17,10 @@ pub use bridge::{
     WorkerInfo,
 };
 pub use error::{Code, ErrorDetail, ErrorSource, FrontendError, Remains, Subject};
-pub use meta::{ChecksumRequest, GitMeta, HttpMeta, ImageMeta, SourceMeta, SourceMetaRequest};
+pub use meta::{
+    AttestationChain, ChainBlob, ChecksumRequest, GitMeta, HttpMeta, ImageMeta, SourceMeta,
+    SourceMetaRequest,
+};
 pub use result::{
     Attestation, AttestationKind, FrontendResult, InTotoSubject, RefHandle, Refs, SubjectKind,
 };

@@ -1,6 +1,6 @@
 //! Metadata of sources, asked without fetching content.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use base::Platform;
 use bytes::Bytes;
@@ -20,6 +20,9 @@ pub struct SourceMetaRequest {
     pub resolve_mode: String,
     /// Images: only the digest is wanted.
     pub no_config: bool,
+    /// Images: the documents that prove where the image comes from are wanted, with the text of
+    /// statements of these predicate types.
+    pub attestations: Option<Vec<String>>,
     /// Git: the raw commit and tag objects are wanted.
     pub git_objects: bool,
     /// Http: a further checksum is wanted.
@@ -57,6 +60,34 @@ pub struct ImageMeta {
     pub digest: String,
     /// Raw image config; empty with `no_config`.
     pub config: Bytes,
+    /// The documents that prove where it comes from, if they were asked for and it is an index.
+    pub chain: Option<AttestationChain>,
+}
+
+/// From an index to the statements about one of its images and their signature.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AttestationChain {
+    /// Digest of the index.
+    pub root: String,
+    /// Digest of the image's manifest; its body is not in `blobs`.
+    pub image: String,
+    /// Digest of the manifest of statements; empty if there is none.
+    pub attestation: String,
+    /// Digests of manifests that sign it.
+    pub signatures: Vec<String>,
+    /// Bodies by digest.
+    pub blobs: BTreeMap<String, ChainBlob>,
+}
+
+/// A document of a chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChainBlob {
+    /// Its type where it is referred to.
+    pub media_type: String,
+    /// Annotations there.
+    pub annotations: BTreeMap<String, String>,
+    /// The body.
+    pub data: Bytes,
 }
 
 /// A git ref.

@@ -158,7 +158,7 @@ impl Bridge for Offline {
             let mut image = Image::empty(&platform);
             let digest = Digest::of(&request.source.identifier).to_string();
             image.rootfs.diff_ids = Some(vec![digest.clone()]);
-            ImageMeta { digest, config: image.to_json().into() }
+            ImageMeta { digest, config: image.to_json().into(), chain: None }
         });
         Ok(SourceMeta { source: request.source, image, ..SourceMeta::default() })
     }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use frontend_api::{
-    Attestation, AttestationKind, ChecksumRequest, FileStat, FrontendResult, InTotoSubject,
-    RefHandle, Refs, SourceMeta, SourceMetaRequest, SubjectKind, WorkerInfo,
+    Attestation, AttestationChain, AttestationKind, ChainBlob, ChecksumRequest, FileStat,
+    FrontendResult, InTotoSubject, RefHandle, Refs, SourceMeta, SourceMetaRequest, SubjectKind,
+    WorkerInfo,
 };
 use llb::pb;
 use proto::{control, frontend, fsutil::types::Stat};
@@ -165,6 +166,11 @@ pub fn meta_request(
         log_name: wire.log_name,
         resolve_mode: wire.resolve_mode,
         no_config: wire.image.as_ref().is_some_and(|image| image.no_config),
+        attestations: wire.image.as_ref().and_then(|image| {
+            // Whoever asks for statements means the chain that leads to them.
+            let wanted = image.attestation_chain || !image.resolve_attestations.is_empty();
+            wanted.then(|| image.resolve_attestations.clone())
+        }),
         git_objects: wire.git.as_ref().is_some_and(|git| git.return_object),
         http_checksum: checksum.map(|asked| ChecksumRequest {
             algorithm: match asked.algo() {
@@ -185,7 +191,7 @@ pub fn meta_response(meta: SourceMeta) -> frontend::ResolveSourceMetaResponse {
         image: meta.image.map(|image| frontend::ResolveSourceImageResponse {
             digest: image.digest,
             config: image.config,
-            attestation_chain: None,
+            attestation_chain: image.chain.map(chain_to_wire),
         }),
         git: meta.git.map(|git| frontend::ResolveSourceGitResponse {
             checksum: git.checksum,
@@ -202,6 +208,25 @@ pub fn meta_response(meta: SourceMeta) -> frontend::ResolveSourceMetaResponse {
                 .checksum_response
                 .map(|(digest, suffix)| frontend::ChecksumResponse { digest, suffix }),
         }),
+    }
+}
+
+fn chain_to_wire(chain: AttestationChain) -> frontend::AttestationChain {
+    let blob = |(digest, blob): (String, ChainBlob)| {
+        let descriptor = frontend::Descriptor {
+            media_type: blob.media_type,
+            digest: digest.clone(),
+            size: i64::try_from(blob.data.len()).unwrap_or(i64::MAX),
+            annotations: blob.annotations,
+        };
+        (digest, frontend::Blob { descriptor: Some(descriptor), data: blob.data })
+    };
+    frontend::AttestationChain {
+        root: chain.root,
+        image_manifest: chain.image,
+        attestation_manifest: chain.attestation,
+        signature_manifests: chain.signatures,
+        blobs: chain.blobs.into_iter().map(blob).collect(),
     }
 }
 

@@ -668,12 +668,17 @@ fn images_go_from_layouts_and_into_them() {
     let (image, referrers) = shown.split_once("Referrers:").unwrap();
     assert!(image.contains("image.manifest.v1+json") && !image.contains("Manifests:"), "{shown}");
     assert!(referrers.contains("attestation.manifest.v1+json"), "{shown}");
-    let alone = daemon.fails(&[
-        "build",
-        "--provenance=mode=min",
-        "-o",
-        "type=image,name=x,attestation-referrers=true",
-        &context.arg(),
-    ]);
-    assert!(alone.contains("needs \"push=true\""), "{alone}");
+    // They stay with the image: a later push from the store takes them along.
+    let later = registry.name("team/later:1");
+    let output = format!("type=image,name={later},attestation-referrers=true");
+    daemon.ok(&["build", "--provenance=mode=min", "-o", &output, &context.arg()]);
+    let moved = registry.name("team/moved:1");
+    daemon.ok(&["tag", &later, &moved]);
+    daemon.ok(&["push", &moved]);
+    let shown = daemon.ok(&["imagetools", "inspect", "--referrers", &moved]);
+    let (_, referrers) = shown.split_once("Referrers:").unwrap();
+    assert!(referrers.contains("attestation.manifest.v1+json"), "{shown}");
+    let nowhere = "type=image,store=false,name=x,attestation-referrers=true";
+    let alone = daemon.fails(&["build", "--provenance=mode=min", "-o", nowhere, &context.arg()]);
+    assert!(alone.contains("needs \"push=true\" or a name"), "{alone}");
 }

@@ -419,6 +419,7 @@ impl Engine {
             },
             resolve_mode: String::new(),
             no_config: true,
+            attestations: None,
             git_objects: false,
             http_checksum: None,
         };

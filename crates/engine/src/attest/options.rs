@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use frontend_api::{Code, FrontendError};
+use frontend_api::FrontendError;
 
 use super::ProvenanceOptions;
 
@@ -143,8 +143,9 @@ fn fields(line: &str) -> Option<BTreeMap<String, String>> {
     Some(all)
 }
 
+/// Without a code: Go clients would show its name before the message.
 fn bad(message: String) -> FrontendError {
-    FrontendError::with_code(Code::InvalidArgument, message)
+    FrontendError::new(message)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ const PREDICATE: &str = "https://spdx.dev/Document";
 /// Whether somebody has listed the contents already.
 pub(crate) fn has_sbom(result: &FrontendResult) -> bool {
     let mut all = result.attestations.values().flatten();
-    all.any(|item| item.metadata.get("reason").is_some_and(|reason| &reason[..] == b"sbom"))
+    all.any(|item| item.predicate_type == PREDICATE)
 }
 
 impl Engine {

@@ -24,7 +24,7 @@ pub use credentials::{
 };
 pub use hosts::{HostConfig, Hosts, KeyPair, install_crypto_provider};
 
-use crate::{BlobStream, Descriptor, Provider, Reference, Result};
+use crate::{BlobStream, Descriptor, Index, Provider, Reference, Result};
 
 /// Images by name, somewhere else. Implemented by [`Remote`] (HTTP) and [`crate::memory::Memory`].
 ///
@@ -75,6 +75,26 @@ pub trait Registry: Send + Sync {
         subject: base::Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>>;
+}
+
+/// Makes sure that those who ask what refers to `image` find `referrer`, which the repository has:
+/// registries before distribution 1.1 keep an index for that, which clients write.
+pub async fn refer(
+    registry: &dyn Registry,
+    repository: &Reference,
+    referrer: Descriptor,
+    image: base::Digest,
+) -> Result<()> {
+    let mut all = registry.referrers(repository, image, None).await?;
+    if all.iter().any(|known| known.digest == referrer.digest) {
+        return Ok(());
+    }
+    all.push(Descriptor { platform: None, ..referrer });
+    let index = Index::new(true, all);
+    let body = index.to_json();
+    let tag = repository.clone().with_tag(&format!("sha256-{}", image.hex()))?;
+    let descriptor = Descriptor::of(&index.media_type, &body);
+    registry.push_manifest(&tag, &descriptor, body.into()).await
 }
 
 /// What [`Registry::push_blob`] had to do.

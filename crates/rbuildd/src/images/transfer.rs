@@ -12,7 +12,7 @@ use engine::run::LocalImage;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use llb::pb;
 use oci::{
-    BlobStream, Descriptor, Provider, Reference, Registry, content, media,
+    BlobStream, Descriptor, Manifest, Provider, Reference, Registry, content, media,
     registry::Pushed,
     types::{ANNOTATION_DISTRIBUTION_SOURCE, MAX_MANIFEST},
 };
@@ -177,6 +177,7 @@ impl Images {
             source: source.clone(),
             resolve_mode: "pull".into(),
             no_config: false,
+            attestations: None,
             git_objects: false,
             http_checksum: None,
         };
@@ -347,6 +348,26 @@ impl Images {
         Ok((descriptor, vec![member]))
     }
 
+    /// Statements of this daemon's builds that refer to the images: which one, and their manifests.
+    fn referrers(&self, members: &[Member]) -> Vec<(Digest, Descriptor, Manifest)> {
+        let content = self.engine.store().content();
+        let images = members.iter().filter(|member| !member.attestation);
+        let find = |image: Digest| {
+            let noted = content.info(&image)?.labels.remove(exporter::LABEL_REFERRERS)?;
+            let digest: Digest = noted.parse().ok()?;
+            let body = content.read(&digest, MAX_MANIFEST).ok()?;
+            let manifest = Manifest::parse("statements about an image", &body).ok()?;
+            let here = manifest.layers.iter().chain([&manifest.config]);
+            let whole = here.into_iter().all(|blob| content.contains(&blob.digest));
+            let descriptor = Descriptor {
+                artifact_type: manifest.artifact_type.clone(),
+                ..Descriptor::new(&manifest.media_type, digest, body.len() as u64)
+            };
+            whole.then_some((image, descriptor, manifest))
+        };
+        images.filter_map(|member| find(member.descriptor.digest)).collect()
+    }
+
     async fn push_one(
         &self,
         name: &Reference,
@@ -357,13 +378,16 @@ impl Images {
     ) -> Result<(), Status> {
         let (root, members) = self.push_plan(name, root, wanted, events)?;
         let store = self.engine.store();
+        let statements = self.referrers(&members);
         let registry = self.registry(session);
         let repository = name.without_tag_and_digest();
         let wrong = |error| push_error(name, error);
         let mut seen = BTreeSet::new();
         let manifests = || members.iter().filter_map(|member| member.manifest.as_ref());
         let layers = manifests().flat_map(|it| &it.layers).map(|layer| (layer, true));
-        let configs = manifests().map(|it| (&it.config, false));
+        let about = statements.iter().map(|(_, _, manifest)| manifest);
+        let about = about.flat_map(|it| it.layers.iter().chain([&it.config]));
+        let configs = manifests().map(|it| &it.config).chain(about).map(|blob| (blob, false));
         // Foreign layers stay where they are.
         let blobs: Vec<(&Descriptor, bool)> = layers
             .chain(configs)
@@ -402,6 +426,13 @@ impl Images {
             registry.push_manifest(&repository, &member.descriptor, text).await.map_err(wrong)?;
         }
         registry.push_manifest(name, &root, body(&root.digest)?).await.map_err(wrong)?;
+        for (image, descriptor, _) in &statements {
+            let text = body(&descriptor.digest)?;
+            registry.push_manifest(&repository, descriptor, text).await.map_err(wrong)?;
+            let referring =
+                oci::registry::refer(&**registry, &repository, descriptor.clone(), *image);
+            referring.await.map_err(wrong)?;
+        }
         events.done(wire::TransferDone {
             name: name.to_string(),
             digest: root.digest.to_string(),

@@ -199,6 +199,7 @@ async fn refs_become_commits_and_trees() {
         source: bench.request("#v1", &[]),
         resolve_mode: String::new(),
         no_config: false,
+        attestations: None,
         git_objects: true,
         http_checksum: None,
     };

@@ -78,7 +78,7 @@ impl Images {
             .replace("${os}", &platform.os)
             .replace("${arch}", &platform.architecture)
             .replace("${variant}", &platform.variant);
-        Ok(ImageMeta { digest, config: text.into() })
+        Ok(ImageMeta { digest, config: text.into(), chain: None })
     }
 }
 
