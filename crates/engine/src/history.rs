@@ -80,7 +80,7 @@ impl Kept {
 /// A build that was entered into history.
 pub(crate) struct Started {
     reference: String,
-    trace: Option<TraceContext>,
+    trace: TraceContext,
 }
 
 /// How a build ended.
@@ -147,7 +147,10 @@ impl History {
         };
         self.state().active.insert(request.reference.clone(), record.clone());
         self.tell(BuildHistoryEventType::Started, record);
-        Started { reference: request.reference.clone(), trace: request.trace.clone() }
+        // A build of a client that does not trace begins a trace of its own.
+        let begin = || TraceContext { trace: base::id::random_hex(16), parent: String::new() };
+        let trace = request.trace.clone().unwrap_or_else(begin);
+        Started { reference: request.reference.clone(), trace }
     }
 
     /// Stores the record in the background; [`History::settled`] waits for it.
@@ -160,13 +163,15 @@ impl History {
     ) {
         self.pending.send_modify(|pending| *pending += 1);
         let (history, journal) = (self.clone(), job.journal.clone());
+        let memo = job.memo.clone();
         tokio::spawn(async move {
             let written = match &statements {
                 Some(statements) => statements.for_history().await,
                 None => Vec::new(),
             };
-            // It holds the build's results.
+            // These hold the build's results and what its sources resolved.
             drop(statements);
+            memo.clear();
             let keeper = history.clone();
             let kept = tokio::task::spawn_blocking(move || {
                 keeper.store_record(&started, &journal, ended, &written);
@@ -204,23 +209,21 @@ impl History {
                 tracing::error!(%error, build = started.reference, "cannot keep a build's log")
             }
         }
-        if let Some(context) = &started.trace {
-            let begun = record.created_at.and_then(|at| at.try_into().ok());
-            let error = match &ended {
-                Ended::Failure(error) => Some(error.message.as_str()),
-                Ended::Success { .. } => None,
-            };
-            match self.blob(spans::TRACE_TYPE, |out| {
-                let begun = begun.unwrap_or_else(SystemTime::now);
-                spans::write(out, context, &started.reference, begun, error, &journal.vertices())
-            }) {
-                Ok((descriptor, digest)) => {
-                    record.trace = Some(descriptor);
-                    pins.push(digest);
-                }
-                Err(error) => {
-                    tracing::error!(%error, build = started.reference, "cannot keep a build's trace")
-                }
+        let begun = record.created_at.and_then(|at| at.try_into().ok());
+        let error = match &ended {
+            Ended::Failure(error) => Some(error.message.as_str()),
+            Ended::Success { .. } => None,
+        };
+        match self.blob(spans::TRACE_TYPE, |out| {
+            let (context, begun) = (&started.trace, begun.unwrap_or_else(SystemTime::now));
+            spans::write(out, context, &started.reference, begun, error, &journal.vertices())
+        }) {
+            Ok((descriptor, digest)) => {
+                record.trace = Some(descriptor);
+                pins.push(digest);
+            }
+            Err(error) => {
+                tracing::error!(%error, build = started.reference, "cannot keep a build's trace")
             }
         }
         match ended {
@@ -273,6 +276,7 @@ impl History {
             };
             of.attestations.push(descriptor);
         }
+        journal.slim();
         self.store.pin(&pin(&started.reference), &pins);
         {
             let mut state = self.state();
