@@ -11,7 +11,7 @@ use frontend_api::{Code, FrontendError, RefHandle};
 use gateway::{Container, NewContainer, Process, ProcessEvent, ProcessInput};
 use llb::pb::{self, MountType};
 use ops::Mounter;
-use store::{MutRef, NewRecord, Ref};
+use store::{MutRef, NewRecord, Ref, Room};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::{mpsc, watch},
@@ -46,6 +46,8 @@ struct Prepared {
 
 struct Running {
     engine: Arc<Engine>,
+    /// What it writes counts from the start on.
+    room: Room,
     job: Arc<Job>,
     request: NewContainer,
     id: String,
@@ -102,9 +104,11 @@ impl Default for State {
 #[async_trait]
 impl gateway::Containers for Containers {
     async fn create(&self, mut request: NewContainer) -> Result<Arc<dyn Container>, FrontendError> {
+        let room = self.engine.store().reserve(0).await;
+        let room = room.map_err(|error| failure::internal("make a container", error))?;
         let mut mounts = Vec::with_capacity(request.mounts.len());
         for (mount, handle) in std::mem::take(&mut request.mounts) {
-            mounts.push(self.prepare(mount, handle).await?);
+            mounts.push(room.scope(self.prepare(mount, handle)).await?);
         }
         if !mounts.iter().any(|mount| mount.mount.dest == "/") {
             return Err(FrontendError::with_code(
@@ -114,6 +118,7 @@ impl gateway::Containers for Containers {
         }
         Ok(Arc::new(Running {
             engine: self.engine.clone(),
+            room,
             job: self.job.clone(),
             id: base::id::random_id(),
             request,
@@ -194,11 +199,13 @@ impl Container for Running {
         let hooks = Hooks { started: Some(started), events: Some(events), cancel: cancel.clone() };
         let (out, receiver) = mpsc::channel(64);
         let spec = match &first {
-            Some(_) => Some(self.spec(described.clone(), &process).await?),
+            Some(_) => Some(self.room.scope(self.spec(described.clone(), &process)).await?),
             None => None,
         };
         let (executor, id) = (self.engine.machine.executor.clone(), self.id.clone());
-        let names = process.meta.args.join(" ");
+        let (names, room) = (process.meta.args.join(" "), self.room.clone());
+        let to = |fd: u32| wanted(fd).then(|| out.clone());
+        let told = [to(1), to(2)];
         tokio::spawn(async move {
             let run = async {
                 match spec {
@@ -211,12 +218,15 @@ impl Container for Running {
                     first.0.first.send_replace(First::Running);
                 }
             };
-            let (exit, (), ()) = tokio::join!(
-                run,
-                relay(pipes, input, events_in, out.clone(), pty, cancel),
-                running
-            );
-            let event = exit_event(exit, &names);
+            let (exit, (), ()) =
+                tokio::join!(run, relay(pipes, input, events_in, told, pty, cancel), running);
+            let event = match room.is_withdrawn() {
+                Some(full) => ProcessEvent::Exit {
+                    code: 137,
+                    error: Some(failure::internal("run a container", full)),
+                },
+                None => exit_event(exit, &names),
+            };
             if let (Some(first), ProcessEvent::Exit { error: Some(error), .. }) = (first, &event) {
                 *first.0.failed.lock().expect("no panic with the error") = Some(error.clone());
             }
@@ -334,6 +344,7 @@ impl Running {
         let platform = self.request.platform.clone().unwrap_or_else(base::Platform::host);
         spec.emulator = machine.emulator(&platform).map_err(op)?;
         spec.remove_mount_stubs_recursive = process.meta.remove_mount_stubs_recursive;
+        ops::below_ceiling(self.engine.store(), &mut spec);
         Ok(spec)
     }
 }
@@ -361,22 +372,24 @@ fn exit_event(exit: Result<executor::Exit, ExecError>, args: &str) -> ProcessEve
     }
 }
 
-/// Carries bytes both ways until the process has closed its output.
+/// Carries bytes both ways until the process has closed its output. `told` are those who want its
+/// first and second output; a client that did not ask for one takes it as an error.
 async fn relay(
     pipes: Pipes,
     mut input: mpsc::Receiver<ProcessInput>,
     events: mpsc::Sender<Event>,
-    out: mpsc::Sender<ProcessEvent>,
+    told: [Option<mpsc::Sender<ProcessEvent>>; 2],
     terminal: bool,
     cancel: CancellationToken,
 ) {
     let Pipes { stdin, stdout, stderr } = pipes;
+    let [first, second] = told;
     let outputs = async {
         if terminal {
             drop(stderr);
-            read(stdout, 1, &out).await;
+            read(stdout, 1, first.as_ref()).await;
         } else {
-            tokio::join!(read(stdout, 1, &out), read(stderr, 2, &out));
+            tokio::join!(read(stdout, 1, first.as_ref()), read(stderr, 2, second.as_ref()));
         }
     };
     let inputs = async {
@@ -415,17 +428,16 @@ fn clamp(size: u32) -> u16 {
 async fn read(
     mut pipe: tokio::net::unix::pipe::Receiver,
     fd: u32,
-    out: &mpsc::Sender<ProcessEvent>,
+    out: Option<&mpsc::Sender<ProcessEvent>>,
 ) {
     let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
     loop {
         match pipe.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {
-                if out
-                    .send(ProcessEvent::Output { fd, data: buffer.split().freeze() })
-                    .await
-                    .is_err()
+                let data = buffer.split().freeze();
+                if let Some(out) = out
+                    && out.send(ProcessEvent::Output { fd, data }).await.is_err()
                 {
                     return;
                 }

@@ -164,9 +164,10 @@ impl Run<'_> {
         let owner = self.owner(at, action)?;
         let target = self.writable(action.input)?;
         if let Err(error) = act(at, action, source, owner, &target) {
-            let mut mounts: Vec<Option<Ref>> = self.op.actions.iter().map(|_| None).collect();
+            let all = 0..self.op.actions.len();
+            let mut mounts: Vec<_> = all.map(|it| self.committed(it).ok().flatten()).collect();
             mounts[at] = target.commit_blocking().ok();
-            mounts[at].iter().for_each(Ref::discard_when_released);
+            mounts.iter().flatten().for_each(Ref::discard_when_released);
             let (inputs, subject) = (self.inputs.to_vec(), Some(Subject::Action(at)));
             return Err(error.leaving(Remains { inputs, mounts, subject }));
         }
