@@ -209,11 +209,6 @@ impl Memo {
         cell.get_or_try_init(make).await.cloned()
     }
 
-    /// Forgets everything, and lets go of the records that were remembered.
-    pub fn clear(&self) {
-        self.cells.lock().expect("no panic while holding the memo").clear();
-    }
-
     /// Forgets all, and lets go of the content that was kept for it.
     pub fn clear(&self) {
         self.cells.lock().expect("no panic while holding the memo").clear();
