@@ -66,7 +66,8 @@ impl Shared {
         // Somebody may have installed it before; it is the same one everywhere.
         _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
-            .user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION")))
+            // Some servers tell clients apart by what they are compatible with.
+            .user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"), " buildkit/v0.31"))
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .build()
@@ -400,7 +401,7 @@ impl Http {
             .collect();
         // Some servers do not repeat the only ETag they were asked about.
         let only = (tagged.len() == 1).then(|| tagged.keys().next().cloned()).flatten();
-        let mut conditional = headers.clone();
+        let mut conditional = headers;
         if !tagged.is_empty() {
             let list = tagged.keys().cloned().collect::<Vec<_>>().join(", ");
             if let Ok(list) = HeaderValue::from_str(&list) {
@@ -433,12 +434,14 @@ impl Http {
         }
         let tag = value(&answer, header::ETAG).map(|tag| etag(&tag));
         let modified = value(&answer, header::LAST_MODIFIED);
+        let coding = value(&answer, header::CONTENT_ENCODING).unwrap_or_default();
+        let zipped = coding.trim().eq_ignore_ascii_case("gzip");
         let name = self.wanted.file_name(value(&answer, header::CONTENT_DISPOSITION).as_deref());
         let address = self.wanted.address.clone();
         let body = answer.bytes_stream().map(move |chunk| {
             chunk.map_err(|error| SourceError::Remote(format!("read {address}: {}", text(&error))))
         });
-        self.save(Box::pin(body), name, tag, modified).await
+        self.save(Box::pin(body), name, tag, modified, zipped).await
     }
 
     /// A record that the server confirmed; the name may come from this answer.
@@ -458,11 +461,13 @@ impl Http {
         };
         let chunks = self.group.any(async |session| session.upload(&path).await).await?;
         let body = chunks.map(|chunk| chunk.map_err(SourceError::from));
-        self.save(Box::pin(body), self.wanted.file_name(None), None, None).await
+        self.save(Box::pin(body), self.wanted.file_name(None), None, None, false).await
     }
 
     async fn headers(&self) -> Result<HeaderMap, SourceError> {
         let mut headers = HeaderMap::new();
+        // Compressed on the way only: what is stored is the body itself.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         for field in &self.wanted.headers {
             let name = HeaderName::from_bytes(field.name.as_bytes());
             let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&field.value)) else {
@@ -527,6 +532,7 @@ impl Http {
         name: String,
         tag: Option<String>,
         modified: Option<String>,
+        zipped: bool,
     ) -> Result<Stored, SourceError> {
         let record = self.shared.store.create(NewRecord {
             description: format!("http url {}", self.wanted.address),
@@ -538,21 +544,24 @@ impl Http {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(tree.fd(), name.as_str(), flags, Mode::from_raw_mode(0o600))
             .map_err(|errno| failed(errno.into()))?;
-        let mut file = File::from(file);
-        let mut hasher = Hasher::new();
+        let plain = Plain { file: File::from(file), hasher: Hasher::new() };
+        let mut target = match zipped {
+            true => Target::Zipped(Box::new(flate2::write::MultiGzDecoder::new(plain))),
+            false => Target::Plain(plain),
+        };
         while let Some(chunk) = body.next().await {
             let chunk = chunk?;
             let written = tokio::task::spawn_blocking(move || {
-                hasher.update(&chunk);
-                let result = file.write_all(&chunk);
-                (file, hasher, result)
+                let result = target.write(&chunk);
+                (target, result)
             });
-            let (back, hash, result) = written
+            let (back, result) = written
                 .await
                 .map_err(|error| SourceError::Remote(format!("write {name}: {error}")))?;
-            (file, hasher) = (back, hash);
+            target = back;
             result.map_err(failed)?;
         }
+        let Plain { file, hasher } = target.finish().map_err(failed)?;
         let digest = hasher.finish();
         self.wanted.check(digest)?;
         self.finish_file(&file, modified.as_deref()).map_err(failed)?;
@@ -581,6 +590,46 @@ impl Http {
         let at = Timespec { tv_sec: seconds, tv_nsec: 0 };
         let times = Timestamps { last_access: at, last_modification: at };
         Ok(rustix::fs::futimens(file, &times)?)
+    }
+}
+
+/// Where a body goes.
+struct Plain {
+    file: File,
+    hasher: Hasher,
+}
+
+impl std::io::Write for Plain {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// What the server's coding makes of it on the way there.
+enum Target {
+    Plain(Plain),
+    Zipped(Box<flate2::write::MultiGzDecoder<Plain>>),
+}
+
+impl Target {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Plain(plain) => plain.write_all(bytes),
+            Self::Zipped(decoder) => decoder.write_all(bytes),
+        }
+    }
+
+    fn finish(self) -> std::io::Result<Plain> {
+        match self {
+            Self::Plain(plain) => Ok(plain),
+            Self::Zipped(decoder) => decoder.finish(),
+        }
     }
 }
 
