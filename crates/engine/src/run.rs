@@ -411,7 +411,9 @@ impl Runner {
             FrontendError::with_code(Code::NotFound, text)
         })?;
         let tree = tree.map_err(|error| failure::internal("mount a container's tree", error))?;
-        let spec = self.spec(container, &tree)?;
+        let room = self.engine.store().reserve(0).await;
+        let room = room.map_err(|error| failure::internal("start a container", error))?;
+        let spec = room.scope(async { self.spec(container, &tree) }).await?;
         let (io, pipes) =
             Io::piped().map_err(|error| failure::internal("make pipes for a container", error))?;
         let (events, events_out) = mpsc::channel(16);
@@ -433,7 +435,11 @@ impl Runner {
             let relayed = relay(pipes, stdin_out, keep_input, tty, Sink::Log(output));
             let (exit, ()) = tokio::join!(executor.run(spec, io, hooks), relayed);
             running.live.lock().expect("no panic while holding a run").take();
-            let exit = ended(exit);
+            let mut exit = ended(exit);
+            if let Some(full) = room.is_withdrawn() {
+                exit = Exit { code: 137, error: full.to_string(), ..exit };
+            }
+            drop(room);
             let mut was_running = false;
             running.phase.send_if_modified(|phase| {
                 let Phase::Running { since, .. } = *phase else { return false };
@@ -529,6 +535,8 @@ impl Runner {
         spec.shm_size = settled.shm_size;
         spec.emulator.clone_from(&settled.emulator);
         spec.cgroup_parent.clone_from(&self.engine.machine().config.cgroup_parent);
+        container.enter_room();
+        ops::below_ceiling(self.engine.store(), &mut spec);
         Ok(spec)
     }
 

@@ -10,24 +10,28 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use crate::sys;
 
 /// Freezes, thaws and kills one container; clones do so with the same one.
 #[derive(Debug, Clone, Default)]
-pub struct Freezer(Arc<Mutex<State>>);
+pub struct Freezer(Arc<Inner>);
 
 #[derive(Debug, Default)]
-struct State {
-    frozen: bool,
-    killed: bool,
-    ended: bool,
-    /// The container's v2 group.
-    group: Option<PathBuf>,
-    /// Its first process.
-    pidfd: Option<Arc<OwnedFd>>,
+struct Inner {
+    /// What is wanted; held while the group is told, which can wait for others of the machine.
+    frozen: Mutex<bool>,
+    killed: AtomicBool,
+    ended: AtomicBool,
+    /// The container's v2 group, once that is known; `None` if there is none.
+    group: OnceLock<Option<PathBuf>>,
+    /// Its first process, the one that the others die with.
+    pidfd: OnceLock<Arc<OwnedFd>>,
 }
 
 impl Freezer {
@@ -36,82 +40,72 @@ impl Freezer {
         Self::default()
     }
 
-    /// Freezes it; whether that can be done. It may take a moment to take effect.
-    pub fn freeze(&self) -> bool {
-        let mut state = self.state();
-        state.frozen = true;
-        state.apply()
+    /// Freezes it, where that can be done; see [`Freezer::is_still`].
+    pub fn freeze(&self) {
+        self.set(true);
     }
 
     /// Lets it go on.
     pub fn thaw(&self) {
-        let mut state = self.state();
-        state.frozen = false;
-        state.apply();
+        self.set(false);
     }
 
-    /// Whether nothing in it runs now: all is frozen, has ended, or does not exist yet.
+    /// Whether nothing in it runs now: all is frozen, has ended, or does not exist yet. Never waits.
     pub fn is_still(&self) -> bool {
-        let state = self.state();
-        let Some(group) = &state.group else {
-            return state.ended || state.pidfd.is_none();
-        };
-        let events = fs::read_to_string(group.join("cgroup.events"));
-        events.map_or(state.ended, |text| {
-            text.lines().any(|line| line == "frozen 1" || line == "populated 0")
-        })
+        if self.0.ended.load(SeqCst) {
+            return true;
+        }
+        let Some(group) = self.group() else { return self.0.pidfd.get().is_none() };
+        let events = fs::read_to_string(group.join("cgroup.events")).unwrap_or_default();
+        events.lines().any(|line| line == "frozen 1" || line == "populated 0")
     }
 
-    /// Kills it, frozen or not; a container that is not made yet dies at its start.
+    /// Kills it, frozen or not; a container that is not made yet dies at its start. Never waits.
     pub fn kill(&self) {
-        let mut state = self.state();
-        state.killed = true;
-        state.kill();
+        self.0.killed.store(true, SeqCst);
+        if let Some(pidfd) = self.0.pidfd.get() {
+            // It may have ended meanwhile.
+            _ = sys::pidfd_signal(&**pidfd, libc::SIGKILL);
+        }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no panic while the lock is held")
+    fn group(&self) -> Option<&Path> {
+        self.0.group.get()?.as_deref()
+    }
+
+    fn set(&self, wanted: bool) {
+        let mut frozen = self.0.frozen.lock().expect("no panic while the lock is held");
+        *frozen = wanted;
+        self.tell(wanted);
+    }
+
+    fn tell(&self, frozen: bool) {
+        if let Some(group) = self.group() {
+            // It is gone when the container has ended.
+            _ = write(&group.join("cgroup.freeze"), if frozen { "1" } else { "0" });
+        }
     }
 
     /// The group in which it will be made.
     pub(crate) fn attach(&self, group: Option<&Path>) {
-        let mut state = self.state();
-        state.group = group.map(Path::to_owned);
-        if state.frozen {
-            state.apply();
+        let frozen = self.0.frozen.lock().expect("no panic while the lock is held");
+        _ = self.0.group.set(group.map(Path::to_owned));
+        if *frozen {
+            self.tell(true);
         }
     }
 
     /// Its first process exists.
     pub(crate) fn spawned(&self, pidfd: &Arc<OwnedFd>) {
-        let mut state = self.state();
-        state.pidfd = Some(pidfd.clone());
-        if state.killed {
-            state.kill();
+        _ = self.0.pidfd.set(pidfd.clone());
+        if self.0.killed.load(SeqCst) {
+            self.kill();
         }
     }
 
     /// Nothing of it is left.
     pub(crate) fn ended(&self) {
-        *self.state() = State { ended: true, ..State::default() };
-    }
-}
-
-impl State {
-    fn apply(&self) -> bool {
-        let Some(group) = &self.group else { return self.ended };
-        write(&group.join("cgroup.freeze"), if self.frozen { "1" } else { "0" }).is_ok()
-    }
-
-    fn kill(&self) {
-        if let Some(pidfd) = &self.pidfd {
-            // The others of its process namespace die with it. It may have ended meanwhile.
-            _ = sys::pidfd_signal(&**pidfd, libc::SIGKILL);
-        }
-        if let Some(group) = &self.group {
-            // Unknown to kernels before 5.14.
-            _ = write(&group.join("cgroup.kill"), "1");
-        }
+        self.0.ended.store(true, SeqCst);
     }
 }
 
@@ -127,7 +121,7 @@ mod tests {
     #[test]
     fn without_a_group_nothing_can_be_frozen() {
         let freezer = Freezer::new();
-        assert!(!freezer.freeze());
+        freezer.freeze();
         assert!(freezer.is_still(), "nothing runs yet");
         freezer.spawned(&Arc::new(sys::memfd("none", b"").unwrap()));
         assert!(!freezer.is_still());
@@ -140,9 +134,7 @@ mod tests {
     fn a_group_learns_what_was_wanted_before_it_was_there() {
         let folder = tempfile::tempdir().unwrap();
         let text = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
-        for name in ["cgroup.freeze", "cgroup.kill"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
+        fs::write(folder.path().join("cgroup.freeze"), "").unwrap();
         let freezer = Freezer::new();
         freezer.freeze();
         freezer.attach(Some(folder.path()));
@@ -153,7 +145,5 @@ mod tests {
         assert!(freezer.is_still());
         freezer.thaw();
         assert_eq!(text("cgroup.freeze"), "0");
-        freezer.kill();
-        assert_eq!(text("cgroup.kill"), "1");
     }
 }

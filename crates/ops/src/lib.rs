@@ -6,6 +6,7 @@
 //! Invariant: what [`key::cache_map`] leaves out never changes a result's files.
 
 pub mod cache_mount;
+pub mod cdi;
 mod error;
 mod exec;
 mod file;
@@ -15,9 +16,10 @@ mod keyjson;
 mod worker;
 
 pub use error::{OpError, Remains};
+pub use exec::ceiling::below_ceiling;
 pub use exec::mounts::{Mounter, Ready, secret, secret_env};
 pub use exec::run::{extra_hosts, network, rlimits, security};
 pub use jobs::{Jobs, LogStream, StepLog};
 pub use worker::{
-    Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement, required_device,
+    Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement,
 };

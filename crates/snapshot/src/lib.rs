@@ -28,7 +28,7 @@ mod trash;
 pub mod tree;
 mod usage;
 
-pub use brake::Brake;
+pub use brake::{Brake, Pedal};
 pub use driver::{Choice, Extracted, Snapshotter, Usage, open};
 pub use error::SnapshotError;
 pub use id::LayerId;

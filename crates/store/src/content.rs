@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -49,6 +49,8 @@ struct Inner {
     meta: Arc<Meta>,
     blobs: Mutex<HashMap<Digest, Entry>>,
     brake: Brake,
+    /// There is a ceiling: nothing is set aside that may never be written.
+    bounded: bool,
 }
 
 /// What is in memory of every blob; there may be hundreds of thousands.
@@ -134,6 +136,7 @@ impl Content {
         meta: Arc<Meta>,
         rows: HashMap<Digest, ContentRow>,
         brake: Brake,
+        bounded: bool,
     ) -> Self {
         // What was young when the last daemon ended is no longer anybody's.
         let now = Instant::now();
@@ -146,6 +149,7 @@ impl Content {
                 meta,
                 blobs: Mutex::new(entries.collect()),
                 brake,
+                bounded,
             }),
         }
     }
@@ -384,7 +388,8 @@ impl ContentWriter {
 
     /// Reserves room for a blob of `size` bytes, so that a full disk shows before the download.
     pub fn reserve(&mut self, size: u64) -> Result<(), StoreError> {
-        if size == 0 || size > RESERVE_LIMIT {
+        let bounded = self.partial.as_ref().is_some_and(|partial| partial.inner.bounded);
+        if size == 0 || size > RESERVE_LIMIT || bounded {
             return Ok(());
         }
         match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, size) {
@@ -445,17 +450,24 @@ impl ContentWriter {
     }
 }
 
-impl io::Write for ContentWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(partial) = &self.partial
-            && self.size > SMALL
-        {
-            partial.inner.brake.check()?;
-        }
+impl ContentWriter {
+    /// What to ask before more is written.
+    fn brake(&self) -> Option<&Brake> {
+        self.partial.as_ref().filter(|_| self.size > SMALL).map(|partial| &partial.inner.brake)
+    }
+
+    fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.size += written as u64;
         Ok(written)
+    }
+}
+
+impl io::Write for ContentWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.brake().map_or(Ok(()), Brake::check)?;
+        self.write_now(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -466,10 +478,13 @@ impl io::Write for ContentWriter {
 impl tokio::io::AsyncWrite for ContentWriter {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(io::Write::write(&mut *self, bytes))
+        if let Some(brake) = self.brake() {
+            ready!(brake.poll(context))?;
+        }
+        Poll::Ready(self.write_now(bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

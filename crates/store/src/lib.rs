@@ -9,6 +9,7 @@
 //! done, a loss of power the last moments, never consistency.
 
 mod blobs;
+mod ceiling;
 mod compose;
 mod content;
 mod error;
@@ -45,7 +46,7 @@ pub use model::{BlobInfo, Image, RecordId, RecordKind};
 pub use pull::{ImageLayer, ImageLayers, LayerProgress, LayerStage, no_progress};
 pub use record::{MutRef, NewRecord, Ref};
 pub use recover::Recovery;
-pub use space::{Pressure, Room, kill_when_withdrawn};
+pub use space::{Pressure, Room, Writer};
 pub use store::{Config, Store};
 pub use table::Table;
 pub use usage::{Overhead, Usage};

@@ -415,6 +415,13 @@ impl MutRef {
         &self.store
     }
 
+    /// It is written in the room that the caller works in from now on.
+    pub fn enter_room(&self) {
+        if let Some(record) = self.store.state().records.get_mut(&self.id) {
+            record.room = space::current();
+        }
+    }
+
     /// The files, writable; one mount, shared by all calls. All clones must be dropped before
     /// [`commit`](Self::commit).
     pub fn tree(&self) -> Result<Tree, StoreError> {

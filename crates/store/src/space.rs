@@ -1,29 +1,29 @@
 //! The ceiling: the most the state folder may take, work in flight included.
 //!
-//! Work asks for a [`Room`] before it starts and holds it while it writes. Well below the ceiling
-//! garbage is collected before more may start, and while work goes on. Just below it writers of
-//! this process are stopped (see [`snapshot::Brake`]) and the room of whoever wrote most is
-//! *withdrawn*: its holder ends the work. The little that is left is for what is written until the
-//! work has really ended, so that the folder never takes more than the ceiling.
+//! Work asks for a [`Room`] before it starts and holds it while it writes; processes that write in
+//! it are [`Writer`]s. Well below the ceiling garbage is collected before more may start, and while
+//! work goes on. Just below it everybody is *held*: processes frozen, writers of this process made to
+//! wait (see [`snapshot::Brake`]), which leaves time to count and to collect. If that makes room they
+//! go on; if nothing can go, the room of whoever wrote most is *withdrawn*: its holder ends the work.
+//! The little that is left is for what is written until all are held, so that the folder never takes
+//! more than the ceiling. `ceiling` watches and decides; here is what it decides about.
 //!
-//! Counting everything takes a while, so a thread follows the disk's free space (microseconds) from
-//! count to count: writes of others on the same disk are taken for ours until the next count. Close
-//! to the ceiling another thread counts several times a second, and nobody is stopped because of an
-//! old count.
+//! Counting everything takes a while, so the disk's free space (microseconds) is followed from count
+//! to count: writes of others on the same disk are taken for ours until the next count. Writers may
+//! be held because of that, but nobody is ended because of an old count.
 
 use std::{
     collections::HashMap,
     future::Future,
-    os::fd::OwnedFd,
     path::Path,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use snapshot::LayerId;
+use snapshot::{LayerId, Pedal};
 use tokio::sync::watch;
 
 use crate::{PruneOptions, Store, StoreError, record::blocking, usage::allocated_below};
@@ -33,31 +33,14 @@ const SPARE_BYTES: u64 = 64 << 20;
 const SPARE_PART: u64 = 64;
 /// How long [`Store::reserve`] waits for other work to let go of its room.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A count this old is good enough far from the ceiling.
-const COUNT_EVERY: Duration = Duration::from_secs(5);
-/// A count this old is good enough close to it.
-const RECOUNT: Duration = Duration::from_millis(250);
-/// So far ahead room is made: a collection takes a while.
-const REACTION: Duration = Duration::from_millis(30);
-/// How fast the disk fills is seen over at least this long.
-const PACE_OVER: Duration = Duration::from_millis(4);
-/// An older count is too old to stop anybody: what others wrote since then was taken for ours.
-const TRUSTED: Duration = Duration::from_secs(2);
-/// Faster than disks and page caches are filled.
-const BYTES_PER_MS: u64 = 4 << 20;
-/// Shortest and longest pause between looks at the disk.
-const SHORTEST_MS: u64 = 1;
-const LONGEST_MS: u64 = 250;
-/// What is kept for writers that are being stopped: this much, or a hundredth of a large ceiling.
+/// A count this old is good enough close to the ceiling.
+pub(crate) const RECOUNT: Duration = Duration::from_millis(250);
+/// What is kept for writers until they are held: this much, or a hundredth of a large ceiling.
 const LAST_BYTES: u64 = 32 << 20;
-/// The highest priority of a thread.
-const FIRST: i32 = -20;
 /// How often is counted anew because much changed meanwhile.
 const TRIES: u32 = 3;
-/// Pause between collections that found nothing to free.
-const COLLECT_AGAIN: Duration = Duration::from_millis(200);
-/// How long a withdrawn room may take to end before the next one is withdrawn too.
-const ENDING: Duration = Duration::from_millis(300);
+/// For so long after writers of this process had to fail, their errors are the ceiling's.
+const BLAMED: Duration = Duration::from_secs(5);
 
 tokio::task_local! {
     static ROOM: Arc<Shared>;
@@ -72,44 +55,75 @@ pub struct Pressure {
     pub ceiling: u64,
 }
 
+/// A process that writes in a room.
+pub trait Writer: Send + Sync {
+    /// Stops it where it is, within moments, unless that cannot be done.
+    fn hold(&self);
+    /// Lets it go on.
+    fn resume(&self);
+    /// Whether it writes nothing now, being held or at its end.
+    fn is_still(&self) -> bool;
+    /// Ends it, held or not.
+    fn kill(&self);
+}
+
 /// The ceiling, who works below it, and what is known of the disk.
 pub(crate) struct Space {
     ceiling: Option<u64>,
     promised: Arc<AtomicU64>,
-    rooms: Mutex<HashMap<u64, Weak<Shared>>>,
+    rooms: Mutex<Rooms>,
     next: AtomicU64,
     counted: Mutex<Option<Count>>,
+    /// When writers of this process last had to fail.
+    failed: Mutex<Option<Instant>>,
     /// One collection at a time.
     pub(crate) collecting: Mutex<()>,
+}
+
+/// Who works, and since when all of them are held.
+#[derive(Default)]
+struct Rooms {
+    held: Option<Instant>,
+    open: HashMap<u64, Weak<Shared>>,
+}
+
+impl Rooms {
+    fn live(&self) -> Vec<Arc<Shared>> {
+        self.open.values().filter_map(Weak::upgrade).collect()
+    }
 }
 
 /// What was counted, and how much of the disk was free then.
 #[derive(Debug, Clone, Copy)]
 struct Count {
-    at: Instant,
+    /// `None` if much has changed since.
+    at: Option<Instant>,
     used: u64,
     free: u64,
 }
 
 /// What holders of a room and its owner share.
-#[derive(Debug)]
 struct Shared {
     id: u64,
     bytes: u64,
     promised: Arc<AtomicU64>,
     withdrawn: watch::Sender<Option<Pressure>>,
-    /// Those that write in it, while they live.
-    processes: Mutex<Vec<Weak<OwnedFd>>>,
+    writers: Mutex<Vec<Arc<dyn Writer>>>,
 }
 
 impl Shared {
-    /// Kills those that write in it, so that nothing is written while the holder gets to know.
-    fn kill(&self) {
-        for process in self.processes.lock().unwrap().drain(..) {
-            let Some(pidfd) = process.upgrade() else { continue };
-            // It may have ended meanwhile.
-            _ = rustix::process::pidfd_send_signal(&*pidfd, rustix::process::Signal::KILL);
-        }
+    fn writers(&self) -> MutexGuard<'_, Vec<Arc<dyn Writer>>> {
+        self.writers.lock().unwrap()
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        self.withdrawn.borrow().is_some()
+    }
+
+    /// Its holder has to end. Processes are killed, so that they write nothing until it gets to know.
+    fn withdraw(&self, pressure: Pressure) {
+        self.withdrawn.send_replace(Some(pressure));
+        self.writers().iter().for_each(|writer| writer.kill());
     }
 }
 
@@ -119,9 +133,28 @@ impl Drop for Shared {
     }
 }
 
+/// A room that was withdrawn, until its holder has let go of it.
+pub(crate) struct Ending {
+    since: Instant,
+    room: Weak<Shared>,
+}
+
+impl Ending {
+    /// Whether the holder is still at it, for less than `patience`.
+    pub(crate) fn goes_on(&self, patience: Duration) -> bool {
+        self.room.strong_count() > 0 && self.since.elapsed() < patience
+    }
+}
+
 /// Leave to write to the store; dropping it gives back what was set aside.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Room(Arc<Shared>);
+
+impl std::fmt::Debug for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "room {}", self.0.id)
+    }
+}
 
 impl Room {
     /// The error the work has to end with, if its room was withdrawn.
@@ -149,20 +182,6 @@ impl Room {
     }
 }
 
-/// The process that `pidfd` refers to writes in the room that the caller works in: it is killed the
-/// moment the room is withdrawn.
-pub fn kill_when_withdrawn(pidfd: &Arc<OwnedFd>) {
-    _ = ROOM.try_with(|room| {
-        let mut processes = room.processes.lock().unwrap();
-        processes.retain(|process| process.strong_count() > 0);
-        processes.push(Arc::downgrade(pidfd));
-        drop(processes);
-        if room.withdrawn.borrow().is_some() {
-            room.kill();
-        }
-    });
-}
-
 /// The room that the caller works in.
 pub(crate) fn current() -> Option<u64> {
     ROOM.try_with(|room| room.id).ok()
@@ -176,13 +195,16 @@ impl Space {
             rooms: Mutex::default(),
             next: AtomicU64::new(0),
             counted: Mutex::default(),
+            failed: Mutex::default(),
             collecting: Mutex::default(),
         }
     }
 
-    /// Nothing counted before is true any more.
+    /// The last count is not exact any more.
     pub(crate) fn changed(&self) {
-        *self.counted.lock().unwrap() = None;
+        if let Some(count) = &mut *self.counted.lock().unwrap() {
+            count.at = None;
+        }
     }
 
     fn room(&self, bytes: u64) -> Room {
@@ -192,61 +214,97 @@ impl Space {
             bytes,
             promised: self.promised.clone(),
             withdrawn: watch::Sender::new(None),
-            processes: Mutex::default(),
+            writers: Mutex::default(),
         });
-        let mut rooms = self.rooms.lock().unwrap();
-        rooms.retain(|_, room| room.strong_count() > 0);
-        rooms.insert(shared.id, Arc::downgrade(&shared));
+        let mut rooms = self.rooms();
+        rooms.open.retain(|_, room| room.strong_count() > 0);
+        rooms.open.insert(shared.id, Arc::downgrade(&shared));
         Room(shared)
     }
 
-    /// Bytes in use, followed from the last count by the disk's free space.
-    fn estimate(&self, free: u64) -> Option<(u64, Instant)> {
+    fn rooms(&self) -> MutexGuard<'_, Rooms> {
+        self.rooms.lock().unwrap()
+    }
+
+    /// Since when everybody is held.
+    pub(crate) fn held(&self) -> Option<Instant> {
+        self.rooms().held
+    }
+
+    /// Wants everybody held, or let go on; see [`Space::carry_out`].
+    pub(crate) fn want_held(&self, held: bool) {
+        self.rooms().held = held.then(Instant::now);
+    }
+
+    /// Holds all processes that write, or lets them go on, until that is what is wanted. One thread
+    /// does this: it can wait for others of the machine.
+    pub(crate) fn carry_out(&self, done: &mut Option<Instant>) {
+        loop {
+            let (wanted, live) = {
+                let rooms = self.rooms();
+                (rooms.held, rooms.live())
+            };
+            if wanted == *done {
+                return;
+            }
+            for writer in live.iter().flat_map(|room| room.writers().clone()) {
+                match wanted {
+                    Some(_) => writer.hold(),
+                    None => writer.resume(),
+                }
+            }
+            *done = wanted;
+        }
+    }
+
+    /// Withdraws the rooms of those that write on although they are held; whether there were any.
+    pub(crate) fn end_unheld(&self, pressure: Pressure) -> bool {
+        let mut any = false;
+        let live = self.rooms().live();
+        for room in live {
+            let writes = room.writers().iter().any(|writer| !writer.is_still());
+            if writes && !room.is_withdrawn() {
+                room.withdraw(pressure);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Bytes in use, followed from the last count by the disk's free space, and when that was.
+    pub(crate) fn estimate(&self, free: u64) -> Option<(u64, Option<Instant>)> {
         let count = (*self.counted.lock().unwrap())?;
         Some(((count.used + count.free).saturating_sub(free), count.at))
+    }
+
+    /// Writers of this process fail from now on.
+    pub(crate) fn blame(&self) {
+        *self.failed.lock().unwrap() = Some(Instant::now());
     }
 }
 
 /// Above this, garbage is collected.
-fn soft(ceiling: u64) -> u64 {
+pub(crate) fn soft(ceiling: u64) -> u64 {
     hard(ceiling) / 10 * 9
 }
 
-/// Above this, writers are stopped.
-fn hard(ceiling: u64) -> u64 {
-    ceiling - (ceiling / 100).max(LAST_BYTES).min(ceiling / 8)
+/// Above this, writers are held.
+pub(crate) fn hard(ceiling: u64) -> u64 {
+    ceiling - last(ceiling)
 }
 
-fn free(root: &Path) -> u64 {
+/// What is kept for writers until they are held.
+pub(crate) fn last(ceiling: u64) -> u64 {
+    (ceiling / 100).max(LAST_BYTES).min(ceiling / 8)
+}
+
+/// Bytes that are free on the disk.
+pub(crate) fn free(root: &Path) -> u64 {
     rustix::fs::statvfs(root).map_or(u64::MAX / 2, |stat| stat.f_bfree * stat.f_frsize)
 }
 
 fn available(root: &Path) -> u64 {
     rustix::fs::statvfs(root).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize)
-}
-
-/// How fast the disk fills.
-struct Pace {
-    at: Instant,
-    free: u64,
-    /// Bytes that are written until room was made.
-    ahead: u64,
-}
-
-impl Pace {
-    fn new(free: u64) -> Self {
-        Self { at: Instant::now(), free, ahead: 0 }
-    }
-
-    fn follow(&mut self, free: u64) {
-        let elapsed = self.at.elapsed();
-        if elapsed < PACE_OVER {
-            return;
-        }
-        let written = self.free.saturating_sub(free) as f64;
-        let ahead = written * REACTION.as_secs_f64() / elapsed.as_secs_f64();
-        *self = Self { ahead: ahead as u64, ..Self::new(free) };
-    }
 }
 
 impl Store {
@@ -255,11 +313,37 @@ impl Store {
         self.space().ceiling
     }
 
-    /// Whether writers are being stopped because the store is at its ceiling; how close it is.
+    /// What one process under the ceiling may set aside at once without writing it.
+    pub fn most_allocated(&self) -> Option<u64> {
+        self.ceiling().map(|ceiling| last(ceiling) / 8)
+    }
+
+    /// How close the store is to its ceiling, if writers of this process fail because of it, or did
+    /// so a moment ago.
     pub fn at_ceiling(&self) -> Option<Pressure> {
-        let ceiling = self.space().ceiling.filter(|_| self.snapshotter().brake().is_set())?;
+        let ceiling = self.ceiling()?;
+        let failed = *self.space().failed.lock().unwrap();
+        let blamed = failed.is_some_and(|at| at.elapsed() < BLAMED);
+        if self.snapshotter().brake().get() != Pedal::Fail && !blamed {
+            return None;
+        }
         let used = self.space().estimate(free(self.root())).map_or(ceiling, |(used, _)| used);
         Some(Pressure { used, ceiling })
+    }
+
+    /// A process is about to write in the room that the caller works in: it is held and ended with
+    /// it, from now on.
+    pub fn writes_here(&self, writer: Arc<dyn Writer>) {
+        _ = ROOM.try_with(|room| {
+            let rooms = self.space().rooms();
+            if room.is_withdrawn() {
+                writer.kill();
+            }
+            if rooms.held.is_some() {
+                writer.hold();
+            }
+            room.writers().push(writer);
+        });
     }
 
     /// Room for `bytes` more below the ceiling and on the disk, collecting if need be and waiting
@@ -319,7 +403,7 @@ impl Store {
     }
 
     /// Returns whether anything could go.
-    fn collect_below_blocking(&self, bytes: u64) -> bool {
+    pub(crate) fn collect_below_blocking(&self, bytes: u64) -> bool {
         // The rules speak of records alone.
         let records: u64 = self.disk_usage(&[]).iter().map(|usage| usage.size).sum();
         let used = self.measure();
@@ -335,7 +419,7 @@ impl Store {
     /// Bytes in use: counted at most `age` ago and followed since then.
     async fn used(self: &Arc<Self>, age: Duration) -> Result<u64, StoreError> {
         if let Some((used, at)) = self.space().estimate(free(self.root()))
-            && at.elapsed() <= age
+            && at.is_some_and(|at| at.elapsed() <= age)
         {
             return Ok(used);
         }
@@ -355,7 +439,7 @@ impl Store {
             // What was removed or written meanwhile may have been counted or not.
             let settled = before.abs_diff(after) <= used / 100;
             if settled || tries == TRIES {
-                let count = Count { at, used, free: before.max(after) };
+                let count = Count { at: Some(at), used, free: before.max(after) };
                 *self.space().counted.lock().unwrap() = Some(count);
                 return used + count.free.saturating_sub(after);
             }
@@ -402,96 +486,34 @@ impl Store {
             + self.snapshotter().aside()
     }
 
-    /// Withdraws the room of whoever wrote most, unless one that was withdrawn just now is ending.
-    fn withdraw(&self, pressure: Pressure, last: &mut Option<(Instant, Weak<Shared>)>) {
-        if let Some((at, room)) = last
-            && at.elapsed() < ENDING
-            && room.strong_count() > 0
-        {
-            return;
-        }
+    /// Withdraws the room of whoever wrote most, if there is anybody left.
+    pub(crate) fn withdraw(&self, pressure: Pressure) -> Option<Ending> {
         let mut written: HashMap<u64, u64> = HashMap::new();
         for (bytes, room) in self.writing().into_values() {
             if let Some(room) = room {
                 *written.entry(room).or_default() += bytes;
             }
         }
-        let rooms = self.space().rooms.lock().unwrap();
-        let open = rooms.iter().filter_map(|(id, room)| {
-            let room = room.upgrade().filter(|room| room.withdrawn.borrow().is_none())?;
-            Some((*written.get(id)?, *id, room))
-        });
-        let Some((bytes, _, room)) = open.max_by_key(|(bytes, id, _)| (*bytes, *id)) else {
-            return;
-        };
+        let open = self.space().rooms().live().into_iter();
+        let open = open.filter(|room| !room.is_withdrawn());
+        // A container can write to volumes alone.
+        let open = open.filter(|room| written.contains_key(&room.id) || !room.writers().is_empty());
+        let open = open.map(|room| (written.get(&room.id).copied().unwrap_or(0), room.id, room));
+        let (bytes, _, room) = open.max_by_key(|(bytes, id, _)| (*bytes, *id))?;
         let Pressure { used, ceiling } = pressure;
         tracing::warn!(used, ceiling, written = bytes, "at the ceiling: stopping who wrote most");
-        *last = Some((Instant::now(), Arc::downgrade(&room)));
-        room.withdrawn.send_replace(Some(pressure));
-        room.kill();
-    }
-}
-
-/// Watches the disk for a store with a ceiling; ends with the store.
-pub(crate) fn watch(store: &Arc<Store>) -> Result<(), StoreError> {
-    let Some(ceiling) = store.space().ceiling else { return Ok(()) };
-    let store = Arc::downgrade(store);
-    let thread = std::thread::Builder::new().name("store-ceiling".into());
-    let spawned = thread.spawn(move || {
-        // Before the steps that it watches, or a busy machine would let them write for longer than
-        // what is kept for that lasts. Without the right to do so it is as good as it was.
-        _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), FIRST);
-        let mut last = None;
-        let mut collector: Option<std::thread::JoinHandle<bool>> = None;
-        let mut exhausted: Option<Instant> = None;
-        let mut counter: Option<std::thread::JoinHandle<()>> = None;
-        let mut pace: Option<Pace> = None;
-        loop {
-            let Some(store) = store.upgrade() else { return };
-            let free = free(store.root());
-            let pace = pace.get_or_insert_with(|| Pace::new(free));
-            pace.follow(free);
-            if let Some(done) = collector.take_if(|thread| thread.is_finished()) {
-                exhausted = (!done.join().unwrap_or(false)).then(Instant::now);
-            }
-            let may_collect = exhausted.is_none_or(|at| at.elapsed() > COLLECT_AGAIN);
-            let (used, due) = look(&store, ceiling, &mut last);
-            if due && counter.as_ref().is_none_or(|thread| thread.is_finished()) {
-                let store = store.clone();
-                let thread = std::thread::Builder::new().name("store-count".into());
-                counter = thread.spawn(move || _ = store.measure()).ok();
-            }
-            if used + pace.ahead > soft(ceiling) && collector.is_none() && may_collect {
-                let store = store.clone();
-                let thread = std::thread::Builder::new().name("store-collect".into());
-                let target = soft(ceiling).saturating_sub(pace.ahead);
-                collector = thread.spawn(move || store.collect_below_blocking(target)).ok();
-            }
-            drop(store);
-            let pause = hard(ceiling).saturating_sub(used + pace.ahead) / BYTES_PER_MS / 2;
-            std::thread::sleep(Duration::from_millis(pause.clamp(SHORTEST_MS, LONGEST_MS)));
+        let is_ours = room.writers().is_empty();
+        room.withdraw(pressure);
+        if is_ours {
+            // It cannot be told apart from others that copy and unpack.
+            self.fail_writers();
         }
-    });
-    match spawned {
-        Ok(_) => Ok(()),
-        Err(error) => Err(StoreError::io("start the thread that watches the ceiling", error)),
+        Some(Ending { since: Instant::now(), room: Arc::downgrade(&room) })
     }
-}
 
-/// One look at the disk: stops writers if it must. Returns the bytes in use and whether they are to
-/// be counted anew. That takes a while when much is written, so this thread does not wait for it.
-fn look(store: &Store, ceiling: u64, last: &mut Option<(Instant, Weak<Shared>)>) -> (u64, bool) {
-    let known = store.space().estimate(free(store.root()));
-    let known = known.filter(|(used, at)| *used < soft(ceiling) || at.elapsed() < TRUSTED);
-    let (used, at) = known.unwrap_or_else(|| (store.measure(), Instant::now()));
-    let fresh = if used < soft(ceiling) { COUNT_EVERY } else { RECOUNT };
-    let brake = store.snapshotter().brake();
-    let stop = used > hard(ceiling);
-    if stop != brake.is_set() {
-        brake.set(stop);
+    /// Writers of this process fail as on a full disk.
+    pub(crate) fn fail_writers(&self) {
+        self.space().blame();
+        self.snapshotter().brake().set(Pedal::Fail);
     }
-    if stop {
-        store.withdraw(Pressure { used, ceiling }, last);
-    }
-    (used, at.elapsed() > fresh)
 }

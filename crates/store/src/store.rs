@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::{
     Content, GcPolicy, Images, RecordId, Recovery, Ref, StoreError, Table,
     blobs::Makers,
+    ceiling,
     error::Doing as _,
     images::ImageMap,
     layers::Tidy,
@@ -21,7 +22,7 @@ use crate::{
     meta::{Meta, T},
     pull::Flights,
     recover::{self, Found},
-    space::{self, Space},
+    space::Space,
     state::State,
 };
 
@@ -109,7 +110,9 @@ impl Store {
         for chore in measure {
             tidy.add(chore);
         }
-        let content = Content::new(root, meta.clone(), content, snapshotter.brake().clone());
+        let brake = snapshotter.brake().clone();
+        let bounded = config.ceiling.is_some();
+        let content = Content::new(root, meta.clone(), content, brake, bounded);
         let space = Space::new(config.ceiling);
         let store = Arc::new(Self {
             config,
@@ -128,7 +131,7 @@ impl Store {
             tidy,
             _lock: lock,
         });
-        space::watch(&store)?;
+        ceiling::watch(&store)?;
         Ok(store)
     }
 

@@ -224,4 +224,12 @@ impl Container {
         let kept = self.kept.lock().expect("no panic while holding a layer");
         kept.as_ref().map(|kept| kept.written.tree())
     }
+
+    /// Its layer is written in the room that the caller works in.
+    pub(super) fn enter_room(&self) {
+        let kept = self.kept.lock().expect("no panic while holding a layer");
+        if let Some(kept) = &*kept {
+            kept.written.enter_room();
+        }
+    }
 }

@@ -12,6 +12,7 @@
 //! | platform | yes | the same command means other programs |
 //! | resources | no | they change how fast, not what |
 
+pub(crate) mod ceiling;
 pub(crate) mod mounts;
 pub(crate) mod run;
 

@@ -14,7 +14,10 @@ use store::{MutRef, NewRecord, Ref};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::mounts::{Mounter, Ready, secret_env};
+use super::{
+    ceiling::below_ceiling,
+    mounts::{Mounter, Ready, secret_env},
+};
 use crate::{LogStream, Machine, OpError, Remains};
 
 /// Where a step finds the socket that takes its spans.
@@ -264,15 +267,11 @@ impl Run<'_> {
         spec.remove_mount_stubs_recursive = meta.remove_mount_stubs_recursive;
         spec.emulator = self.machine.emulator(&self.platform)?;
         spec.apparmor_profile = self.machine.config.apparmor_profile.clone();
-        if !self.op.cdi_devices.iter().all(|device| device.optional) {
-            let name = self
-                .op
-                .cdi_devices
-                .iter()
-                .find(|device| !device.optional)
-                .map_or("", |device| &device.name);
-            return Err(OpError::invalid(format!("required device {name:?} is not registered")));
-        }
+        below_ceiling(&self.machine.store, &mut spec);
+        let devices = &self.machine.config.devices;
+        devices
+            .inject(&self.op.cdi_devices, &mut spec)
+            .map_err(|error| OpError::invalid(error.to_string()))?;
         Ok(spec)
     }
 
@@ -300,17 +299,9 @@ impl Run<'_> {
         let (io, stdout, stderr) = Io::output().map_err(|error| {
             OpError::invalid(format!("make pipes for the output of \"{args}\": {error}"))
         })?;
-        let (started, begun) = tokio::sync::oneshot::channel();
-        let cancel = self.cancelled.child_token();
-        let hooks = Hooks { started: Some(started), cancel, ..Hooks::default() };
-        let watched = async {
-            if let Ok(started) = begun.await {
-                store::kill_when_withdrawn(&started.pidfd);
-            }
-        };
-        let (exit, (), (), ()) = tokio::join!(
+        let hooks = Hooks { cancel: self.cancelled.child_token(), ..Hooks::default() };
+        let (exit, (), ()) = tokio::join!(
             self.machine.executor.run(spec, io, hooks),
-            watched,
             pump(stdout, LogStream::Stdout, &*self.log),
             pump(stderr, LogStream::Stderr, &*self.log),
         );
@@ -423,7 +414,7 @@ pub fn security(mode: i32) -> Result<Security, OpError> {
     match SecurityMode::try_from(mode) {
         Ok(SecurityMode::Sandbox) => Ok(Security::Sandbox),
         Ok(SecurityMode::Insecure) => Ok(Security::Insecure),
-        Err(_) => Err(OpError::invalid(format!("unknown security mode {mode}"))),
+        Err(_) => Err(OpError::invalid(format!("invalid security mode {mode}"))),
     }
 }
 
