@@ -6,7 +6,8 @@
 //!
 //! A job may have a limit of its own. An execution starts if one of the jobs it works for has a slot
 //! left, and takes one of every job that has a limit. What may not start yet is parked with the oldest of
-//! its jobs, and comes back to the queue when that job has a slot, ends, or anybody loads something.
+//! its jobs, and comes back to the queue when that job has a slot, ends, or anybody loads something:
+//! unless the graph's own limit is reached, nothing is parked with a job that has a slot left.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -33,6 +34,8 @@ pub(super) struct ExecuteQueue {
     used: u32,
     /// Jobs with a limit of their own.
     pub(super) limited: usize,
+    /// Those of them that were given slots back.
+    freed: Vec<JobIx>,
 }
 
 /// A job's own share of what executes.
@@ -358,23 +361,28 @@ impl Graph {
                 self.execute(number, 0);
             }
         }
-        while let Some(first) = self.execute_queue.waiting.peek() {
-            let number = first.vertex;
-            if self.is_queued(number) {
-                let (used, weight) = (self.execute_queue.used, self.vertices[number].weight);
-                let full = used > 0 && used.saturating_add(weight) > self.max_parallelism;
-                if full && self.max_parallelism > 0 {
-                    return;
+        loop {
+            while let Some(first) = self.execute_queue.waiting.peek() {
+                let number = first.vertex;
+                if self.is_queued(number) {
+                    let (used, weight) = (self.execute_queue.used, self.vertices[number].weight);
+                    let full = used > 0 && used.saturating_add(weight) > self.max_parallelism;
+                    if full && self.max_parallelism > 0 {
+                        return;
+                    }
+                    if let Some(job) = self.held_back_by(number) {
+                        let first = self.execute_queue.waiting.pop();
+                        self.slots(job).expect("it was asked").parked.extend(first);
+                        continue;
+                    }
+                    self.execute_queue.used += weight;
+                    self.execute(number, weight);
                 }
-                if let Some(job) = self.held_back_by(number) {
-                    let first = self.execute_queue.waiting.pop();
-                    self.slots(job).expect("it was asked").parked.extend(first);
-                    continue;
-                }
-                self.execute_queue.used += weight;
-                self.execute(number, weight);
+                self.execute_queue.waiting.pop();
             }
-            self.execute_queue.waiting.pop();
+            if !self.unpark_next() {
+                return;
+            }
         }
     }
 
@@ -389,6 +397,23 @@ impl Graph {
             return None;
         }
         jobs.first().copied()
+    }
+
+    /// Brings back one that was parked with a job that has a slot left; whether there was one. Where
+    /// what comes back does not take that slot, the next one can.
+    fn unpark_next(&mut self) -> bool {
+        while let Some(job) = self.execute_queue.freed.last().copied() {
+            let next = match self.slots(job) {
+                Some(slots) if slots.has_room() => slots.parked.pop(),
+                _ => None,
+            };
+            if let Some(next) = next {
+                self.execute_queue.waiting.push(next);
+                return true;
+            }
+            self.execute_queue.freed.pop();
+        }
+        false
     }
 
     fn slots(&mut self, job: JobIx) -> Option<&mut Slots> {
@@ -411,18 +436,12 @@ impl Graph {
         charged
     }
 
-    /// Gives slots back, each to the next that waits for one.
+    /// Gives slots back.
     fn discharge(&mut self, charged: Vec<JobIx>) {
         for job in charged {
             let Some(slots) = self.slots(job) else { continue };
             slots.used -= 1;
-            while let Some(next) = self.slots(job).and_then(|slots| slots.parked.pop()) {
-                let is_queued = self.is_queued(next.vertex);
-                self.execute_queue.waiting.push(next);
-                if is_queued {
-                    break;
-                }
-            }
+            self.execute_queue.freed.push(job);
         }
     }
 
