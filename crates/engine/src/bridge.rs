@@ -196,11 +196,16 @@ impl JobBridge {
         path: &str,
         read: impl FnOnce(&Tree, &str) -> Result<T, FrontendError> + Send + 'static,
     ) -> Result<T, FrontendError> {
-        let Some((keep, tree)) = lazy(reference)?.tree().await? else {
-            return Err(FrontendError::new(format!("open {path}: no such file or directory")));
-        };
+        let kept = lazy(reference)?.tree().await?;
         let path = path.to_owned();
         let done = tokio::task::spawn_blocking(move || {
+            let Some((keep, tree)) = kept else {
+                let empty = tempfile::tempdir();
+                let empty = empty.map_err(|error| failure::internal("make a folder", error))?;
+                let tree = Tree::of_folder(empty.path(), false);
+                let tree = tree.map_err(|error| failure::internal("open a folder", error))?;
+                return read(&tree, &path);
+            };
             let answer = read(&tree, &path);
             drop((tree, keep));
             answer

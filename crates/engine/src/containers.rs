@@ -261,7 +261,13 @@ impl Running {
         let secrets = ops::secret_env(&group, &process.secret_env)
             .await
             .map_err(|error| failure::from_op(&error))?;
-        let mut env = executor::env::finalise(&process.meta.env, None, secrets, &[]);
+        let mut given = process.meta.env.clone();
+        if let Some(platform) = self.request.platform.as_ref()
+            && executor::env::get(&given, "PATH").is_none()
+        {
+            given.push(format!("PATH={}", executor::env::default_path(&platform.os)));
+        }
+        let mut env = executor::env::finalise(&given, None, secrets, &[]);
         if process.tty && executor::env::get(&env, "TERM").is_none() {
             env.push("TERM=xterm".into());
         }
@@ -342,7 +348,9 @@ impl Running {
         spec.dns = machine.config.dns.clone();
         spec.cgroup_parent = machine.config.cgroup_parent.clone();
         let platform = self.request.platform.clone().unwrap_or_else(base::Platform::host);
-        spec.emulator = machine.emulator(&platform).map_err(op)?;
+        if platform.os == base::Platform::host().os {
+            spec.emulator = machine.emulator(&platform).map_err(op)?;
+        }
         spec.remove_mount_stubs_recursive = process.meta.remove_mount_stubs_recursive;
         ops::below_ceiling(self.engine.store(), &mut spec);
         Ok(spec)

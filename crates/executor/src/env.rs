@@ -2,6 +2,9 @@
 
 /// `PATH` of processes that bring none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The same of a Windows process.
+const WINDOWS_PATH: &str =
+    r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0";
 
 /// Proxy settings of a build. Empty means unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,6 +52,14 @@ pub fn finalise(
         }
     }
     result
+}
+
+/// The `PATH` of a process of this operating system that was given none.
+pub fn default_path(os: &str) -> &'static str {
+    match os {
+        "windows" => WINDOWS_PATH,
+        _ => DEFAULT_PATH,
+    }
 }
 
 /// Adds the default `PATH` when there is none.

@@ -3,13 +3,16 @@
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use async_trait::async_trait;
-use frontend_api::{CacheImport, FileRange, RefHandle, Refs, SolveRequest, SolveWhat, Warning};
+use frontend_api::{
+    CacheImport, Code, FileRange, FrontendError, RefHandle, Refs, SolveRequest, SolveWhat, Warning,
+};
+use llb::pb;
 use proto::frontend::{self as wire, llb_bridge_server::LlbBridge};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    NewContainer, Process, ProcessEvent, ProcessInput, Run, capabilities, status::to_tonic,
+    Container, NewContainer, Process, ProcessEvent, ProcessInput, Run, capabilities, status::to_tonic,
     wire as convert,
 };
 
@@ -43,6 +46,9 @@ impl<R: Runs> Service<R> {
         self.runs.find(request.metadata()).await
     }
 }
+
+/// The exit code of a process of which none is known.
+const UNKNOWN_EXIT: u32 = 255;
 
 fn read_only(reference: Option<RefHandle>, doing: &str) -> Result<RefHandle, Status> {
     reference.ok_or_else(|| Status::unknown(format!("{doing}: no such file or directory")))
@@ -456,15 +462,10 @@ async fn exec_stream(
                 let container = run.container(&init.container_id)?;
                 let (sender, receiver) = mpsc::channel(64);
                 processes.insert(id.clone(), sender);
-                let process = Process {
-                    fds: init.fds.clone(),
-                    tty: init.tty,
-                    security: init.security(),
-                    secret_env: init.secretenv.clone(),
-                    meta: init.meta.clone().unwrap_or_default(),
+                let events = match start(&*container, &init, receiver).await {
+                    Ok(events) => events,
+                    Err(error) => failed(error),
                 };
-                let events =
-                    container.start(process, receiver).await.map_err(|error| to_tonic(&error))?;
                 tokio::spawn(pump(id, init.fds, events, outgoing.clone()));
             }
             Some(Input::File(file)) => {
@@ -499,6 +500,33 @@ async fn exec_stream(
         }
     }
     Ok(())
+}
+
+async fn start(
+    container: &dyn Container,
+    init: &wire::InitMessage,
+    input: mpsc::Receiver<ProcessInput>,
+) -> Result<mpsc::Receiver<ProcessEvent>, FrontendError> {
+    let security = pb::SecurityMode::try_from(init.security).map_err(|_| {
+        let code = Code::InvalidArgument;
+        FrontendError::with_code(code, format!("invalid security mode {}", init.security))
+    })?;
+    let process = Process {
+        fds: init.fds.clone(),
+        tty: init.tty,
+        security,
+        secret_env: init.secretenv.clone(),
+        meta: init.meta.clone().unwrap_or_default(),
+    };
+    container.start(process, input).await
+}
+
+/// The events of a process that could not be started. The stream goes on: a client that saw it end
+/// would wait for ever for this process.
+fn failed(error: FrontendError) -> mpsc::Receiver<ProcessEvent> {
+    let (sender, events) = mpsc::channel(1);
+    _ = sender.try_send(ProcessEvent::Exit { code: UNKNOWN_EXIT, error: Some(error) });
+    events
 }
 
 async fn pump(
