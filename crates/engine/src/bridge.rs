@@ -131,6 +131,15 @@ impl LazyRef {
     }
 }
 
+/// A folder that somebody may be writing to, for reading its files as they are.
+pub(crate) struct Live(Tree);
+
+impl Live {
+    pub(crate) fn handle(tree: Tree) -> RefHandle {
+        RefHandle::new(Arc::new(Self(tree)), None)
+    }
+}
+
 /// What is behind a handle that an engine's bridge gave out.
 pub(crate) async fn resolve(handle: Option<&RefHandle>) -> Result<Option<Ref>, FrontendError> {
     match handle {
@@ -196,7 +205,10 @@ impl JobBridge {
         path: &str,
         read: impl FnOnce(&Tree, &str) -> Result<T, FrontendError> + Send + 'static,
     ) -> Result<T, FrontendError> {
-        let kept = lazy(reference)?.tree().await?;
+        let kept = match reference.downcast::<Live>() {
+            Some(live) => Some((None, live.0.clone())),
+            None => lazy(reference)?.tree().await?.map(|(keep, tree)| (Some(keep), tree)),
+        };
         let path = path.to_owned();
         let done = tokio::task::spawn_blocking(move || {
             let Some((keep, tree)) = kept else {

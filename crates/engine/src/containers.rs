@@ -3,7 +3,10 @@
 //! Mounts are prepared once, as throw-away copies where they may be written; the first process
 //! makes the container, later ones join it. Source: gateway notes §3.9.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use executor::{Event, ExecError, Hooks, Io, Mount, MountOptions, MountSource, Pipes, Root, Spec};
@@ -54,6 +57,8 @@ struct Running {
     mounts: Vec<Prepared>,
     cancel: CancellationToken,
     state: Arc<State>,
+    /// Folders of mounts that are made ready when the container starts, by where they are.
+    live: Mutex<HashMap<String, snapshot::Tree>>,
     /// What mounts need until the container ends.
     keep: Mutex<Vec<Box<dyn Send + Sync>>>,
 }
@@ -125,6 +130,7 @@ impl gateway::Containers for Containers {
             mounts,
             cancel: CancellationToken::new(),
             state: Arc::default(),
+            live: Mutex::default(),
             keep: Mutex::default(),
         }))
     }
@@ -251,7 +257,9 @@ impl Container for Running {
                 format!("mount index {index} is out of bounds ({available} available)"),
             )
         })?;
-        Ok(mount.handle.clone())
+        let late = || self.live.lock().expect("no panic with trees").get(&mount.mount.dest).cloned();
+        let live = mount.tree.clone().or_else(late);
+        Ok(live.map(bridge::Live::handle).or_else(|| mount.handle.clone()))
     }
 }
 
@@ -332,7 +340,12 @@ impl Running {
                     let start = bridge::resolve(prepared.handle.as_ref()).await?;
                     let user = format!("container {}", self.id);
                     let ready = others.cache(mount, dest, start.as_ref(), &user).await;
-                    take(ready.map_err(op)?)
+                    let ready = ready.map_err(op)?;
+                    if let Some(tree) = ready.tree.clone() {
+                        let mut live = self.live.lock().expect("no panic with trees");
+                        live.insert(mount.dest.clone(), tree);
+                    }
+                    take(ready)
                 }
             };
             mounts.extend(mount);

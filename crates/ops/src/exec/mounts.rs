@@ -9,6 +9,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 use executor::{Mount, MountOptions, MountSource, Secret};
 use llb::pb;
 use session::Group;
+use snapshot::Tree;
 use store::{MutRef, Ref};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,8 @@ use crate::{Machine, OpError, cache_mount::Wanted};
 pub struct Ready {
     /// What the executor is given.
     pub mount: Option<Mount>,
+    /// The folder behind it, if it is one that others may look into.
+    pub tree: Option<Tree>,
     /// Keeps its data alive.
     pub keep: Vec<Box<dyn Send + Sync>>,
 }
@@ -80,6 +83,7 @@ impl<'a> Mounter<'a> {
         let (readonly, options) = (mount.readonly, MountOptions::default());
         Ok(Ready {
             mount: Some(Mount { dest, source, readonly, options }),
+            tree: Some(tree.clone()),
             keep: vec![Box::new(tree), Box::new(folder)],
         })
     }
@@ -90,7 +94,7 @@ impl<'a> Mounter<'a> {
         let source = MountSource::Tmpfs { size: size.filter(|size| *size > 0) };
         let options = MountOptions { nosuid: true, ..MountOptions::default() };
         let mount = Mount { dest, source, readonly: mount.readonly, options };
-        Ready { mount: Some(mount), keep: Vec::new() }
+        Ready { mount: Some(mount), ..Ready::default() }
     }
 
     /// A file with a client's secret.
@@ -110,7 +114,7 @@ impl<'a> Mounter<'a> {
             MountSource::File { data: Secret(data), uid: options.uid, gid: options.gid, mode };
         let options = MountOptions { nosuid: true, nodev: true, noexec: mode & 0o111 == 0 };
         let mount = Mount { dest, source, readonly: true, options };
-        Ok(Ready { mount: Some(mount), keep: Vec::new() })
+        Ok(Ready { mount: Some(mount), ..Ready::default() })
     }
 
     /// A socket that leads to a client's agent.
@@ -150,6 +154,7 @@ impl<'a> Mounter<'a> {
         let (readonly, options) = (false, MountOptions::default());
         Ok(Ready {
             mount: Some(Mount { dest, source, readonly, options }),
+            tree: None,
             keep: vec![Box::new(socket), Box::new(folder)],
         })
     }
