@@ -50,6 +50,8 @@ pub const LLB: &[&str] = &[
     "soruce.http.uidgid",
     "source.buildop.llbfilename",
     "source.git",
+    "source.git.bundle",
+    "source.git.checkoutbundle",
     "source.git.checksum",
     "source.git.fetchbycommit",
     "source.git.fullurl",
@@ -69,6 +71,7 @@ pub const LLB: &[&str] = &[
     "source.image.checksum",
     "source.image.layerlimit",
     "source.image.resolvemode",
+    "source.imageblob",
     "source.local",
     "source.local.differ",
     "source.local.excludepatterns",
@@ -79,4 +82,6 @@ pub const LLB: &[&str] = &[
     "source.local.sharedkeyhint",
     "source.local.unique",
     "source.ocilayout",
+    "source.policy",
+    "source.policy.session",
 ];

@@ -25,7 +25,7 @@ use crate::{
     cache, capabilities, failure, frontend_image,
     history::Ended,
     journal::made_up_digest,
-    policy,
+    policy, verify,
 };
 
 /// How long an ended build can still be asked about as if it ran.
@@ -238,8 +238,7 @@ impl Engine {
         let journal = Journal::create(&self.settings.journals, self.settings.log_limit)
             .map_err(|error| failure::internal("open the journal of a build", error))?;
         let id = JobId::from(request.reference.as_str());
-        let granted =
-            request.entitlements.iter().map(|name| entitlement_name(name).to_owned()).collect();
+        let granted = request.entitlements.iter().map(|name| granted(name).to_owned()).collect();
         if let Some(policy) = &request.policy {
             policy::validate(policy)?;
         }
@@ -263,6 +262,7 @@ impl Engine {
             if !request.internal {
                 ending.started = Some(self.history.started(&request));
             }
+            self.jobs.turn(&job).await;
             let (mut result, run) = running.await?;
             bridge::evaluate(&result).await?;
             if let Some(sbom) = wanted.sbom.as_ref().filter(|_| !attest::has_sbom(&result)) {
@@ -533,6 +533,7 @@ impl Engine {
         let attestations = result.attestations;
         let result = FrontendResult { attestations: BTreeMap::new(), ..result };
         let mut result = export_result(&result).await?;
+        let warnings = self.verify(request, &result, job, exporters.is_empty())?;
         for (platform, list) in &attestations {
             result.attestations.insert(platform.clone(), attest::attestations(list).await?);
         }
@@ -554,6 +555,7 @@ impl Engine {
                 &result,
                 &sessions,
                 inline.clone(),
+                if index == 0 { &warnings } else { &[] },
             ));
         }
         let exported = futures_util::future::try_join_all(parts).await?;
@@ -592,6 +594,28 @@ impl Engine {
         Ok(done)
     }
 
+    /// Warnings about the platforms of a result. Without exporters a vertex of its own shows them;
+    /// otherwise the first exporter's does.
+    fn verify(
+        &self,
+        request: &SolveRequest,
+        result: &ExportResult,
+        job: &Job,
+        alone: bool,
+    ) -> Result<Vec<String>, FrontendError> {
+        let native = bridge::default_platform(self);
+        let warnings = verify::platforms(&request.attrs, result, &native)
+            .map_err(|error| failure::from_export(&error))?;
+        if alone && !warnings.is_empty() {
+            let digest = made_up_digest(&format!("{}-verify", request.session));
+            job.journal.loaded(&digest, "Verifying build result", Vec::new(), None);
+            job.journal.started(&digest);
+            warn(&job.journal, &digest, &warnings);
+            job.journal.completed(&digest, false, None);
+        }
+        Ok(warnings)
+    }
+
     async fn export_one(
         self: &Arc<Self>,
         job: &Arc<Job>,
@@ -601,10 +625,12 @@ impl Engine {
         result: &ExportResult,
         sessions: &session::Group,
         inline_cache: Option<exporter::InlineCache>,
+        warnings: &[String],
     ) -> Result<(String, exporter::Exported), FrontendError> {
         let journal = job.journal.clone();
         journal.loaded(&digest, exporter.name(), Vec::new(), None);
         journal.started(&digest);
+        warn(&journal, &digest, warnings);
         let needs_files = matches!(exporter.kind(), "local" | "tar");
         let outcome = async {
             for reference in result.single.iter().chain(result.by_platform.values().flatten()) {
@@ -712,6 +738,8 @@ impl Ending {
             };
             let statements = self.statements.take();
             self.engine.history.ended(started, &self.job, ended, statements);
+        } else {
+            self.job.memo.clear();
         }
         // Kept for a collector that pauses.
         self.engine.ended.notify_one();
@@ -728,6 +756,18 @@ impl Drop for Ending {
         if !self.job.journal.is_closed() {
             self.finish(None);
         }
+    }
+}
+
+/// Warnings of a vertex of the daemon's own.
+fn warn(journal: &Journal, digest: &str, warnings: &[String]) {
+    for text in warnings {
+        journal.warning(proto::control::VertexWarning {
+            vertex: digest.to_owned(),
+            level: 1,
+            short: text.clone().into(),
+            ..Default::default()
+        });
     }
 }
 
@@ -928,6 +968,14 @@ fn official_frontend(
         _ => false,
     };
     known.then_some(dockerfile::Dockerfile { devices })
+}
+
+/// What a build is granted: devices are named, the rest is all or nothing.
+fn granted(entitlement: &str) -> &str {
+    match entitlement_name(entitlement) {
+        "device" => entitlement,
+        name => name,
+    }
 }
 
 fn entitlement_name(entitlement: &str) -> &str {

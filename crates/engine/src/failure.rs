@@ -25,7 +25,8 @@ pub(crate) fn from_build(
                 failure.vertex = digest.to_string();
                 if let Some(received) = received {
                     failure.remains = Some(remains(&received.vertex, cause, show));
-                    for (info, ranges) in received.locations {
+                    // Clients wrap one in the other, so that the last place comes out first.
+                    for (info, ranges) in received.locations.into_iter().rev() {
                         failure = failure.at(info, ranges);
                     }
                 }

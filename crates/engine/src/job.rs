@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use crate::{
     Engine, Journal, TraceContext, policy,
     steps::{Late, Steps},
+    turns::{Turn, Turns},
 };
 
 /// How long a build may be asked for before it appears.
@@ -45,6 +46,8 @@ pub struct Job {
     graphs: Mutex<Graphs>,
     /// The logs of shared steps; set when the job is listed.
     late: OnceLock<Arc<Late>>,
+    /// Its turn to get ready.
+    turn: Mutex<Turn>,
     /// The remote caches it imports from.
     pub(crate) imports: crate::cache::JobImports,
 }
@@ -73,7 +76,7 @@ impl Job {
         policy_session: String,
         trace: Option<TraceContext>,
     ) -> Arc<Self> {
-        let (memo, graphs, late, imports) = Default::default();
+        let (memo, graphs, late, turn, imports) = Default::default();
         Arc::new(Self {
             id,
             session,
@@ -85,6 +88,7 @@ impl Job {
             trace,
             graphs,
             late,
+            turn,
             imports,
         })
     }
@@ -111,6 +115,19 @@ impl Job {
         Some(Received { digest: vertex.received, vertex: vertex.clone(), locations })
     }
 
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().expect("no panic while holding a turn")
+    }
+
+    /// It is ready when its first step begins.
+    fn begins(&self, vertex: &Digest) {
+        let graphs = self.graphs();
+        let known = graphs.vertices.get(vertex);
+        if !known.is_some_and(|(_, vertex)| matches!(vertex.op.op, Some(pb::op::Op::Source(_)))) {
+            self.turn().end();
+        }
+    }
+
     /// Gets the log of a step that others ran or are running. The solver waits for whoever tells it
     /// of vertices, so this happens beside it.
     fn join(&self, vertex: Digest) {
@@ -129,6 +146,7 @@ impl Job {
         }
         self.journal.close();
         self.memo.clear();
+        self.turn().end();
         // It stays listed for a while, for clients that ask late for its progress alone.
         *self.graphs() = Graphs::default();
     }
@@ -146,6 +164,7 @@ pub struct Jobs {
     by_id: Arc<DashMap<JobId, Arc<Job>>>,
     steps: Arc<Steps>,
     appeared: Notify,
+    turns: Turns,
     /// Whose builds these are; set once.
     engine: OnceLock<Weak<Engine>>,
 }
@@ -169,6 +188,11 @@ impl Jobs {
                 Ok(())
             }
         }
+    }
+
+    /// Waits until `job` may get ready.
+    pub(crate) async fn turn(&self, job: &Job) {
+        *job.turn() = self.turns.wait().await;
     }
 
     pub(crate) fn remove(&self, job: &Weak<Job>) {
@@ -264,7 +288,10 @@ impl solver::Progress for Job {
                 self.journal.loaded(&digest, &name, inputs, self.progress_group(&vertex));
                 self.join(vertex);
             }
-            VertexEvent::Started => self.journal.started(&digest),
+            VertexEvent::Started => {
+                self.journal.started(&digest);
+                self.begins(&vertex);
+            }
             VertexEvent::Completed { cached, error } => {
                 self.journal.completed(&digest, cached, error.as_deref());
             }

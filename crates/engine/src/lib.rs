@@ -22,6 +22,8 @@ mod policy;
 pub mod run;
 mod spans;
 mod steps;
+mod turns;
+mod verify;
 
 pub use cache::CacheEntry;
 pub use capabilities::LLB as LLB_CAPABILITIES;

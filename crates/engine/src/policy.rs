@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 
-use base::goquote::Quoted;
 use frontend_api::{Code, FrontendError, SourceMetaRequest};
 use llb::{
     pb::{self, op::Op},
@@ -37,13 +36,13 @@ pub(crate) enum PolicyError {
     Denied(String),
     #[error("too many mutations on a single source: too many operations")]
     TooManyRewrites,
-    #[error("source policy: a rule has no selector")]
+    #[error("invalid nil selector in policy")]
     NoSelector,
-    #[error("source policy: the rule that converts {0:?} has no destination")]
+    #[error("missing destination for convert rule: {0:?}")]
     NoDestination(String),
     #[error("source policy: {text:?} is no pattern: {reason}")]
     Pattern { text: String, reason: String },
-    #[error("source policy: unknown {what} {value}")]
+    #[error("source policy: unknown type of {what}: {value}")]
     Unknown { what: &'static str, value: i32 },
 }
 
@@ -76,20 +75,23 @@ pub(crate) async fn apply(
     if rules.is_empty() && job.policy_session.is_empty() {
         return Ok(None);
     }
-    let mut replaced = HashMap::new();
-    for (at, bytes) in definition.def.iter().enumerate() {
-        let mut op = pb::Op::decode(bytes.clone()).map_err(|error| {
-            FrontendError::new(format!("failed to parse llb proto op: {error}"))
-        })?;
-        let platform = op.platform.clone();
-        let Some(Op::Source(source)) = &mut op.op else { continue };
-        let changed = check(engine, job, &rules, source, platform.as_ref())
-            .await
-            .map_err(|error| error.context("error evaluating the source policy"))?;
-        if changed {
-            replaced.insert(at, op);
+    // The verifier may want to see other sources before it decides about one: all are asked at once.
+    let ops = definition.def.iter().enumerate().map(|(at, bytes)| {
+        let rules = &rules;
+        async move {
+            let mut op = pb::Op::decode(bytes.clone()).map_err(|error| {
+                FrontendError::new(format!("failed to parse llb proto op: {error}"))
+            })?;
+            let platform = op.platform.clone();
+            let Some(Op::Source(source)) = &mut op.op else { return Ok(None) };
+            let changed = check(engine, job, rules, source, platform.as_ref())
+                .await
+                .map_err(|error| error.context("error evaluating the source policy"))?;
+            Ok::<_, FrontendError>(changed.then_some((at, op)))
         }
-    }
+    });
+    let replaced = futures_util::future::try_join_all(ops).await?;
+    let replaced: HashMap<usize, pb::Op> = replaced.into_iter().flatten().collect();
     if replaced.is_empty() {
         return Ok(None);
     }
@@ -372,12 +374,10 @@ pub(crate) fn parse(
         {
             return Err(FrontendError::new(format!("{entitlement} is not allowed")));
         }
-        if let Some(device) = ops::required_device(vertex) {
-            return Err(FrontendError::new(format!(
-                "required device {} is not registered",
-                Quoted(device)
-            )));
-        }
+        let devices = &engine.machine.config.devices;
+        devices
+            .check(vertex, &job.entitlements)
+            .map_err(|error| FrontendError::new(error.to_string()))?;
     }
     job.learn(&definition);
     Ok(definition)
@@ -505,7 +505,7 @@ mod tests {
         check(
             "convert exact https://host/file",
             "https://host/file",
-            "source policy: the rule that converts \"https://host/file\" has no destination",
+            "missing destination for convert rule: \"https://host/file\"",
         );
     }
 

@@ -183,19 +183,25 @@ pub fn package_url(
     let platform = platform.map(|platform| ("platform", platform.normalize().format()));
     for (at, (key, value)) in digest.into_iter().chain(platform).enumerate() {
         let mark = if at == 0 { '?' } else { '&' };
-        url = format!("{url}{mark}{key}={}", query_escape(&value));
+        url = format!("{url}{mark}{key}={}", escape_qualifier(&value));
     }
     Ok(url)
 }
 
+/// Text as the value of a package URL's qualifier.
+pub fn escape_qualifier(text: &str) -> String {
+    escape(text, b"-_.~$&+=:@")
+}
+
 fn query_escape(text: &str) -> String {
+    escape(text, b"-_.~").replace("%20", "+")
+}
+
+fn escape(text: &str, plain: &[u8]) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(byte as char)
-            }
-            b' ' => out.push('+'),
+            byte if byte.is_ascii_alphanumeric() || plain.contains(&byte) => out.push(byte as char),
             other => out += &format!("%{other:02X}"),
         }
     }

@@ -54,6 +54,9 @@ pub(crate) fn patch(
     inline_cache: Option<&[u8]>,
 ) -> Result<Vec<u8>, ExportError> {
     const WHAT: &str = "image config for export";
+    if config.trim_ascii() == b"null" {
+        return Err(ExportError::result(WHAT, "invalid null image config for export"));
+    }
     let read = ImageConfig::parse(WHAT, config)?;
     let mut raw = RawConfig::parse(WHAT, config)?;
     for (missing, key) in
@@ -315,7 +318,7 @@ mod tests {
             &[],
             None,
             expect![
-                "image config for export: invalid type: null, expected struct ImageConfig at line 1 column 4"
+                "image config for export: invalid null image config for export"
             ],
         );
     }

@@ -24,7 +24,7 @@ mod tarball;
 
 pub use annotations::{AnnotationKind, Annotations};
 pub use assemble::{IMAGE_CONFIG, LABEL_REFERRERS, platforms};
-pub use attest::package_url;
+pub use attest::{escape_qualifier, package_url};
 pub use error::ExportError;
 pub use options::ImageOptions;
 pub use registry::{Exporter, Exporters};

@@ -60,6 +60,8 @@ pub struct Config {
     pub emulator_folders: Vec<PathBuf>,
     /// Where processes of steps may send spans, if somebody collects them.
     pub trace_socket: Option<PathBuf>,
+    /// Devices that steps may ask for.
+    pub devices: crate::cdi::Devices,
 }
 
 /// A vertex as the solver carries it.
@@ -519,13 +521,6 @@ pub fn needed_entitlement(vertex: &llb::Vertex) -> Option<&'static str> {
     (op.security() == pb::SecurityMode::Insecure).then_some("security.insecure")
 }
 
-/// A device that a vertex cannot do without. No devices are registered here.
-pub fn required_device(vertex: &llb::Vertex) -> Option<&str> {
-    let Some(Op::Exec(op)) = &vertex.op.op else { return None };
-    let required = op.cdi_devices.iter().find(|device| !device.optional);
-    required.map(|device| device.name.as_str())
-}
-
 fn input(inputs: &[Option<Ref>], index: i64) -> Option<Ref> {
     inputs.get(usize::try_from(index).ok()?)?.clone()
 }
@@ -546,8 +541,12 @@ fn content_digest(
     worker: &str,
 ) -> Result<Digest, OpError> {
     let Some(reference) = reference else {
-        return match selectors {
-            [only] if key::rooted(&only.path) == "/" => Ok(Digest::of("")),
+        let named = selectors.iter().map(|it| key::rooted(&it.path)).find(|path| path != "/");
+        return match (named, selectors) {
+            (None, [_]) => Ok(Digest::of("")),
+            (Some(path), _) => Err(OpError::invalid(format!(
+                "failed to calculate checksum of an empty input: {path}: no such file or directory"
+            ))),
             _ => Err(OpError::invalid("failed to calculate checksum of an empty input: not found")),
         };
     };

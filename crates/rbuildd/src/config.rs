@@ -39,6 +39,8 @@ pub struct Config {
     pub log_json: bool,
     /// Entitlements clients may be granted.
     pub entitlements: BTreeSet<String>,
+    /// Devices that steps may ask for.
+    pub devices: ops::cdi::Devices,
     /// Worker labels of the user.
     pub labels: BTreeMap<String, String>,
     /// Platforms offered; empty is detected.
@@ -100,6 +102,9 @@ pub struct Tls {
     pub ca: Option<PathBuf>,
 }
 
+/// Where devices are described unless the settings say otherwise.
+const CDI_FOLDERS: [&str; 3] = ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"];
+
 /// A lower ceiling is a mistake.
 const LOWEST_CEILING: u64 = 64 << 20;
 
@@ -116,6 +121,9 @@ pub struct Spaces {
 
 /// Keys that are read, `*` standing for any name; and what to say of those that have no effect.
 const KNOWN: &[&str] = &[
+    "cdi.disabled",
+    "cdi.specDirs",
+    "cdi.autoAllowed",
     "debug",
     "drainTimeout",
     "trace",
@@ -164,9 +172,6 @@ const KNOWN: &[&str] = &[
     "worker.oci.gcpolicy",
     "worker.containerd.enabled",
     "proxyNetwork",
-    "cdi.disabled",
-    "cdi.specDirs",
-    "cdi.autoAllowed",
     "otel.socketPath",
     "provenanceEnvDir",
 ];
@@ -263,8 +268,14 @@ impl Config {
             }
         }
         let cdi_disabled = flags.cdi_disabled.or(file.cdi.disabled).unwrap_or(false);
+        let mut devices = ops::cdi::Devices::default();
         if !cdi_disabled {
             entitlements.insert("device".into());
+            devices.folders = [flags.cdi_spec_dir.clone(), file.cdi.folders]
+                .into_iter()
+                .find(|folders| !folders.is_empty())
+                .unwrap_or_else(|| CDI_FOLDERS.map(PathBuf::from).to_vec());
+            devices.auto_allowed = file.cdi.auto_allowed.into_iter().collect();
         }
         let mut labels = oci.labels;
         for label in &flags.oci_worker_labels {
@@ -380,6 +391,7 @@ impl Config {
             log_level,
             log_json,
             entitlements,
+            devices,
             labels,
             platforms,
             snapshotter,
@@ -691,6 +703,10 @@ struct DnsFile {
 #[serde(default)]
 struct CdiFile {
     disabled: Option<bool>,
+    #[serde(rename = "specDirs")]
+    folders: Vec<PathBuf>,
+    #[serde(rename = "autoAllowed")]
+    auto_allowed: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -64,6 +64,20 @@ pub fn version() -> wire::types::BuildkitVersion {
 }
 
 impl Control {
+    /// The devices of this machine, as they are described now.
+    async fn devices(&self) -> Result<Vec<wire::types::CdiDevice>, Status> {
+        let devices = self.engine.machine().config.devices.clone();
+        let found = tokio::task::spawn_blocking(move || devices.list()).await;
+        let found = found.map_err(|error| Status::internal(format!("list devices: {error}")))?;
+        let described = found.into_iter().map(|device| wire::types::CdiDevice {
+            name: device.name,
+            auto_allow: device.auto_allow,
+            annotations: device.annotations.into_iter().collect(),
+            on_demand: false,
+        });
+        Ok(described.collect())
+    }
+
     async fn run(
         &self,
         request: wire::SolveRequest,
@@ -251,12 +265,16 @@ impl ControlService for Control {
         let worker = self.engine.worker();
         let fields = WorkerFields { id: &worker.id, labels: &worker.labels };
         let wanted = filters.is_empty() || filters.iter().any(|filter| filter.matches(&fields));
-        let record = wanted.then(|| wire::types::WorkerRecord {
+        if !wanted {
+            return Ok(Response::new(wire::ListWorkersResponse::default()));
+        }
+        let record = wire::types::WorkerRecord {
             gc_policy: self.policies.iter().map(gc_policy).collect(),
             buildkit_version: Some(version()),
+            cdi_devices: self.devices().await?,
             ..gateway::wire::worker(worker)
-        });
-        Ok(Response::new(wire::ListWorkersResponse { record: record.into_iter().collect() }))
+        };
+        Ok(Response::new(wire::ListWorkersResponse { record: vec![record] }))
     }
 
     async fn info(

@@ -116,7 +116,10 @@ pub async fn services(
     let all: Vec<Arc<dyn Source>> = vec![
         Arc::new(source::LocalSource::new(store.clone())),
         Arc::new(source::HttpSource::new(store.clone())),
-        Arc::new(source::GitSource::new(store.clone())),
+        Arc::new(source::GitSource::with_registries(
+            store.clone(),
+            source::session_registries(client.clone()),
+        )),
         Arc::new(source::Images::new(store.clone(), client.clone(), providers.clone())),
         Arc::new(source::Layouts::new(store.clone(), providers.clone())),
     ];
@@ -140,6 +143,7 @@ pub async fn services(
             run_folder,
             emulator_folders: emulator_folders.clone(),
             trace_socket,
+            devices: config.devices.clone(),
         },
     });
     let platforms = match config.platforms.is_empty() {

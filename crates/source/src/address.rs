@@ -36,11 +36,16 @@ fn git(rest: &str, full: Option<&str>) -> Option<String> {
     let (authority, path) = address.split_once('/').unwrap_or((&address, ""));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let mut normal = format!("git://{host}{}", base::path::absolute(path));
-    if let Some(fragment) = fragment.map(|fragment| fragment.trim_end_matches(':'))
-        && !fragment.is_empty()
-    {
-        normal.push('#');
-        normal.push_str(fragment);
+    // Folders are written without detours, as a checkout takes them.
+    let (reference, folder) = fragment
+        .unwrap_or_default()
+        .split_once(':')
+        .unwrap_or_else(|| (fragment.unwrap_or_default(), ""));
+    let folder = base::path::absolute(folder);
+    match (reference, folder.trim_start_matches('/')) {
+        ("", "") => {}
+        (reference, "") => normal.push_str(&format!("#{reference}")),
+        (reference, folder) => normal.push_str(&format!("#{reference}:{folder}")),
     }
     Some(normal)
 }
@@ -68,6 +73,8 @@ mod tests {
         check("git://example.com/a/b.git#main:dir", "", normal);
         check("git://example.com/a/b.git#main:dir", "https://me:pw@example.com/a/b.git", normal);
         check("git://git@example.com:a/b.git#main:dir", "git@example.com:a/b.git", normal);
+        check("git://example.com/a/b.git#main:../x/../dir/", "", normal);
+        check("git://example.com/a/b.git#main:", "", "git://example.com/a/b.git#main");
         check(
             "git://example.com/a/b.git",
             "ssh://git@example.com/a/b.git",

@@ -64,6 +64,14 @@ impl Mode {
 /// Gives the registries as the sessions of a build may use them.
 pub type Registries = Arc<dyn Fn(&Group) -> Arc<dyn Registry> + Send + Sync>;
 
+/// The registries of `client` with the credentials that each build's sessions give.
+pub fn session_registries(client: Client) -> Registries {
+    Arc::new(move |group: &Group| {
+        let credentials = Arc::new(SessionCredentials::new(group.clone()));
+        Arc::new(client.session(credentials, false)) as Arc<dyn Registry>
+    })
+}
+
 /// Images by name.
 #[derive(Clone)]
 pub struct Images {
@@ -82,11 +90,7 @@ pub struct Layouts {
 impl Images {
     /// Images of these registries and of the store. What is resolved is added to `providers`.
     pub fn new(store: Arc<Store>, client: Client, providers: Arc<Providers>) -> Self {
-        let registries = Arc::new(move |group: &Group| {
-            let credentials = Arc::new(SessionCredentials::new(group.clone()));
-            Arc::new(client.session(credentials, false)) as Arc<dyn Registry>
-        });
-        Self::with_registries(store, registries, providers)
+        Self::with_registries(store, session_registries(client), providers)
     }
 
     /// As [`Images::new`], with registries of any kind.

@@ -21,14 +21,14 @@ mod providers;
 
 pub use address::normal_identifier;
 pub use api::{
-    AttestationChain, ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta, MetaRequest,
-    Source, SourceRequest, Sources,
+    AttestationChain, ChecksumRequest, GitMeta, HttpMeta, ImageMeta, Instance, KeyStep, Memo, Meta,
+    MetaRequest, Source, SourceRequest, Sources,
 };
 pub use credentials::SessionCredentials;
 pub use error::SourceError;
 pub use git::GitSource;
 pub use http::HttpSource;
-pub use image::{Images, LayoutProvider, Layouts, Registries};
+pub use image::{Images, LayoutProvider, Layouts, Registries, session_registries};
 pub use local::LocalSource;
 pub use progress::{Progress, Status, layer_progress};
 pub use providers::Providers;

@@ -31,6 +31,8 @@ pub(crate) struct GitSource {
     /// Address`#`reference.
     pub url: String,
     pub commit: String,
+    /// Locator of the bundle that the commit came from.
+    pub bundle: Option<String>,
 }
 
 impl GitSource {
@@ -166,7 +168,8 @@ impl Capture {
 
     fn add_git(&mut self, mut git: GitSource) {
         git.url = redact(&git.url);
-        if !self.sources.git.iter().any(|known| known.url == git.url) {
+        let same = |known: &GitSource| known.url == git.url && known.bundle == git.bundle;
+        if !self.sources.git.iter().any(same) {
             self.sources.git.push(git);
         }
     }
@@ -381,7 +384,8 @@ impl Engine {
             "git" => {
                 let meta = self.source_meta(job, source, &platform).await?;
                 let commit = meta.git.map(|git| git.checksum).unwrap_or_default();
-                capture.add_git(GitSource { url: git_url(source), commit });
+                let bundle = source.attrs.get("git.bundle").filter(|it| !it.is_empty()).cloned();
+                capture.add_git(GitSource { url: git_url(source), commit, bundle });
                 for key in ["git.authtokensecret", "git.authheadersecret"] {
                     if let Some(id) = source.attrs.get(key).filter(|id| !id.is_empty()) {
                         capture.add_secret(id, true);

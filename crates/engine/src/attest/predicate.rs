@@ -246,6 +246,15 @@ impl Provenance {
         }
         for git in &sources.git {
             all.push(Material { uri: git.url.clone(), digest: git.digest() });
+            let locator = git.bundle.as_deref().and_then(|bundle| bundle.split_once("://"));
+            let Some((scheme, name)) = locator else { continue };
+            let Some((place, digest)) = name.rsplit_once('@') else { continue };
+            let kind = if scheme == "oci-layout+blob" { "oci" } else { "docker" };
+            let uri = exporter::package_url(kind, place, None)
+                .map_err(|error| FrontendError::new(error.to_string()))?;
+            let vcs = exporter::escape_qualifier(&git.url);
+            let uri = format!("{uri}?ref_type=bundle&vcs_url={vcs}");
+            all.push(Material { uri, digest: digest_set(digest) });
         }
         for (url, digest) in &sources.http {
             all.push(Material { uri: url.clone(), digest: digest_set(digest) });

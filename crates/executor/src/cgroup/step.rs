@@ -144,6 +144,9 @@ impl StepGroup {
             self.into = Some(open_folder(&path)?);
             return Ok(());
         }
+        if request.policy.all {
+            self.add_all_v1(layout, folder, announce);
+        }
         if !request.limits() {
             return Ok(());
         }
@@ -171,6 +174,32 @@ impl StepGroup {
             apply_v1(name, folder, layout, resources)?;
         }
         Ok(())
+    }
+
+    /// A group in each v1 hierarchy: an insecure container may make groups of its own there. What
+    /// cannot be had is not shown to it.
+    fn add_all_v1(
+        &mut self,
+        layout: &Layout,
+        folder: &Path,
+        announce: &mut impl FnMut(&Path),
+    ) {
+        for hierarchy in &layout.v1 {
+            let Some(name) = hierarchy.controllers.first() else { continue };
+            if self.find(name).is_some() {
+                continue;
+            }
+            let path = hierarchy.path.join(folder);
+            if name == "cpuset" {
+                announce(&path);
+                if fill_cpuset(&hierarchy.path, folder).is_err() {
+                    continue;
+                }
+            }
+            if let Err(error) = self.make_v1(name, path, announce) {
+                tracing::debug!(controller = name, %error, "no control group to show");
+            }
+        }
     }
 
     fn make_v1(

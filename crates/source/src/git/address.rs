@@ -1,6 +1,6 @@
 //! What a git op asks for: address, ref, folder and attributes.
 
-use base::path;
+use base::{Digest, path};
 
 use crate::{SourceError, SourceRequest, http_text::percent_decode};
 
@@ -24,6 +24,12 @@ pub(crate) struct Wanted {
     pub(crate) skip_submodules: bool,
     pub(crate) mtime: String,
     pub(crate) fetch_by_commit: bool,
+    /// Where commits come from instead of the remote.
+    pub(crate) bundle: Option<Bundle>,
+    /// Address of the unpacked bundle.
+    pub(crate) from: Option<String>,
+    /// The tree is one file with the commit and what led to it, instead of its files.
+    pub(crate) as_bundle: bool,
 }
 
 impl Wanted {
@@ -41,12 +47,10 @@ impl Wanted {
                 "git.skipsubmodules" => wanted.skip_submodules = value == "true",
                 "git.mtime" => wanted.mtime.clone_from(value),
                 "git.fetchbycommit" => wanted.fetch_by_commit = value == "true",
-                "git.bundle" | "git.checkoutbundle" if !matches!(value.as_str(), "" | "false") => {
-                    return Err(SourceError::Attribute(format!(
-                        "{key}: git bundles are not read by this daemon; \
-                         use the repository with git.checksum"
-                    )));
+                "git.bundle" if !value.is_empty() => {
+                    wanted.bundle = Some(Bundle::parse(value, request)?);
                 }
+                "git.checkoutbundle" => wanted.as_bundle = value == "true",
                 _ if key.starts_with("git.sig.") => {
                     return Err(SourceError::Attribute(format!(
                         "{key}: signatures of git sources are not verified by this daemon; \
@@ -57,6 +61,7 @@ impl Wanted {
             }
         }
         check_reference(&wanted.reference)?;
+        wanted.check_bundles()?;
         if !wanted.checksum.chars().all(|char| char.is_ascii_hexdigit()) {
             return Err(SourceError::Attribute(format!(
                 "invalid checksum {} for Git URL, expected hex commit hash",
@@ -64,6 +69,26 @@ impl Wanted {
             )));
         }
         Ok(wanted)
+    }
+
+    fn check_bundles(&self) -> Result<(), SourceError> {
+        let refused = |text: &str| Err(SourceError::Attribute(text.to_owned()));
+        if self.bundle.is_some() {
+            if self.checksum.is_empty() {
+                return refused("git.bundle requires git.checksum to be set");
+            }
+            if is_commit(&self.reference) && !self.reference.starts_with(&self.checksum) {
+                let (checksum, got) = (&self.checksum, &self.reference);
+                return refused(&format!("expected checksum to match {checksum}, got {got}"));
+            }
+        }
+        if self.as_bundle && self.keep_git_dir {
+            return refused("git.checkoutbundle is incompatible with git.keepgitdir");
+        }
+        if self.as_bundle && !self.folder.is_empty() {
+            return refused("git.checkoutbundle is incompatible with git.subdir");
+        }
+        Ok(())
     }
 
     fn from_address(text: &str) -> Result<Self, SourceError> {
@@ -90,6 +115,11 @@ impl Wanted {
             folder: path::absolute(folder).trim_start_matches('/').to_owned(),
             ..Self::default()
         })
+    }
+
+    /// Where git fetches from.
+    pub(crate) fn origin(&self) -> &str {
+        self.from.as_deref().unwrap_or(&self.remote)
     }
 
     /// The remote without user and password.
@@ -121,6 +151,59 @@ impl Wanted {
     pub(crate) fn credential_scope(&self) -> &str {
         let github = ["https://github.com/", "https://www.github.com/"];
         github.into_iter().find(|prefix| self.remote.starts_with(prefix)).unwrap_or(&self.remote)
+    }
+}
+
+/// A blob that is a git bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bundle {
+    pub(crate) digest: Digest,
+    /// Reference as written.
+    pub(crate) name: String,
+    pub(crate) place: BundlePlace,
+}
+
+/// Where a bundle is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BundlePlace {
+    Registry(oci::Reference),
+    /// A layout at the client; without a session any of the build's is asked.
+    Layout {
+        session: String,
+        store: String,
+    },
+}
+
+impl Bundle {
+    fn parse(locator: &str, request: &SourceRequest) -> Result<Self, SourceError> {
+        let bad = |reason: &str| {
+            SourceError::Attribute(format!(
+                "failed to parse git.bundle locator {locator:?}: {reason}"
+            ))
+        };
+        let (scheme, name) = locator.split_once("://").ok_or_else(|| bad("missing scheme"))?;
+        let (place, digest) = name.rsplit_once('@').ok_or_else(|| bad("invalid digest"))?;
+        let digest: Digest = digest.parse().map_err(|_| bad("invalid digest"))?;
+        let place = match scheme {
+            "docker-image+blob" => {
+                let reference = oci::Reference::parse(name);
+                BundlePlace::Registry(reference.map_err(|error| bad(&error.to_string()))?)
+            }
+            "oci-layout+blob" => BundlePlace::Layout {
+                session: request.attr("oci.session").to_owned(),
+                store: match request.attr("oci.store") {
+                    "" => place.to_owned(),
+                    store => store.to_owned(),
+                },
+            },
+            other => {
+                return Err(SourceError::Attribute(format!(
+                    "git.bundle locator scheme {other:?} is not supported; expected \
+                     \"docker-image+blob\" or \"oci-layout+blob\""
+                )));
+            }
+        };
+        Ok(Self { digest, name: name.to_owned(), place })
     }
 }
 

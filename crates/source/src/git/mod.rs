@@ -13,6 +13,7 @@
 //! ```
 
 mod address;
+mod bundle;
 mod checkout;
 mod command;
 mod repository;
@@ -31,11 +32,12 @@ use store::{MutRef, NewRecord, RecordKind, Ref, Store, StoreError};
 
 use self::{
     address::{Wanted, is_commit},
+    bundle::Staged,
     command::{Git, Stop, isolated},
     repository::{FetchError, Fetched},
 };
 use crate::{
-    GitMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Progress, Source, SourceError,
+    GitMeta, Instance, KeyStep, Memo, Meta, MetaRequest, Progress, Registries, Source, SourceError,
     SourceRequest,
 };
 
@@ -49,6 +51,8 @@ pub struct GitSource {
 
 struct Shared {
     store: Arc<Store>,
+    /// For bundles.
+    registries: Option<Registries>,
     /// One fetch a remote, one checkout a key at a time.
     locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -72,9 +76,15 @@ impl Shared {
 }
 
 impl GitSource {
-    /// Keeps repositories and checkouts in `store`.
+    /// Keeps repositories and checkouts in `store`; bundles come from clients only.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { shared: Arc::new(Shared { store, locks: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { store, registries: None, locks: Mutex::default() }) }
+    }
+
+    /// As [`GitSource::new`], with bundles from registries too.
+    pub fn with_registries(store: Arc<Store>, registries: Registries) -> Self {
+        let registries = Some(registries);
+        Self { shared: Arc::new(Shared { store, registries, locks: Mutex::default() }) }
     }
 
     /// The installed git's version; an error if there is none, and with it no git source.
@@ -184,6 +194,12 @@ impl Instance for GitTree {
                 let sha256 = work.resolved.checksum.len() == 64;
                 let tree = work.tree.as_ref().expect("a checkout has a tree");
                 let (git, repository) = (&work.git, &work.repository);
+                if work.wanted.as_bundle {
+                    let resolved = &work.resolved;
+                    let commit = resolved.commit.as_ref().unwrap_or(&resolved.checksum);
+                    let (wanted, fetched) = (&work.wanted, &work.fetched);
+                    return bundle::write(git, repository, tree, wanted, fetched, commit);
+                }
                 checkout::checkout(git, repository, tree, &work.wanted, &work.fetched, sha256)
             })
             .await?;
@@ -237,6 +253,9 @@ impl GitTree {
         if !matches!(wanted.mtime.as_str(), "" | "checkout") {
             key = format!("{key}(mtime={})", wanted.mtime);
         }
+        if wanted.as_bundle {
+            key.push_str("(bundle)");
+        }
         Ok(key)
     }
 
@@ -251,6 +270,9 @@ impl GitTree {
 
     async fn resolve(&mut self) -> Result<Resolved, SourceError> {
         let wanted = &mut self.wanted;
+        if wanted.bundle.is_some() && wanted.reference.is_empty() {
+            wanted.reference.clone_from(&wanted.checksum);
+        }
         let mismatch = |checksum: &str, got: String| {
             SourceError::Remote(format!("expected checksum to match {checksum}, got {got}"))
         };
@@ -279,7 +301,9 @@ impl GitTree {
             return Ok(Resolved { reference, checksum, commit: None });
         }
         let memo = self.memo.clone();
-        let key = format!("git:{}#{}", self.wanted.remote, self.wanted.reference);
+        let bundle = self.wanted.bundle.as_ref();
+        let from = bundle.map_or(self.wanted.remote.clone(), |bundle| bundle.digest.to_string());
+        let key = format!("git:{from}#{}", self.wanted.reference);
         let resolved = memo.get(&key, || self.list()).await?;
         let checksum = &self.wanted.checksum;
         let commit = resolved.commit.as_deref().unwrap_or_default();
@@ -294,9 +318,26 @@ impl GitTree {
     }
 
     async fn list(&self) -> Result<Resolved, SourceError> {
+        let staged = self.staged().await?;
         let desk = self.desk().await?;
-        let (git, wanted) = (desk.git.clone(), self.wanted.clone());
-        isolated(git.stop.clone(), Vec::new(), move || repository::list(&git, &wanted)).await?
+        let (git, mut wanted) = (desk.git.clone(), self.wanted.clone());
+        let mut mounts = Vec::new();
+        if let Some(staged) = &staged {
+            mounts.push(self.mount_bundle(staged, &desk, &mut wanted)?);
+        }
+        isolated(git.stop.clone(), mounts, move || repository::list(&git, &wanted)).await?
+    }
+
+    /// Lets commits come from the bundle, once the mount is attached.
+    fn mount_bundle(
+        &self,
+        staged: &Staged,
+        desk: &Desk,
+        wanted: &mut Wanted,
+    ) -> Result<(OwnedFd, PathBuf), SourceError> {
+        let place = desk.folder.path().join("bundle");
+        wanted.from = Some(Staged::address(&place));
+        mount(&staged.record, place)
     }
 
     /// Credentials, hosts and agent for one run of git.
@@ -369,11 +410,12 @@ impl GitTree {
         work: impl Fn(&Work) -> Result<T, SourceError> + Send + Sync + 'static,
     ) -> Result<(T, Option<MutRef>), SourceError> {
         let work = Arc::new(work);
-        let desk = self.desk().await?;
-        match self.attempt(&desk, resolved, tree, work.clone(), false).await {
+        let staged = self.staged().await?;
+        let (desk, staged) = (self.desk().await?, staged.as_ref());
+        match self.attempt(&desk, staged, resolved, tree, work.clone(), false).await {
             Err(FetchError::Restart(why)) => {
                 tracing::debug!(remote = self.wanted.shown_remote(), why, "starting git afresh");
-                self.attempt(&desk, resolved, tree, work, true).await
+                self.attempt(&desk, staged, resolved, tree, work, true).await
             }
             done => done,
         }
@@ -386,6 +428,7 @@ impl GitTree {
     async fn attempt<T: Send + 'static>(
         &self,
         desk: &Desk,
+        staged: Option<&Staged>,
         resolved: &Resolved,
         tree: Option<&(dyn Fn() -> Result<MutRef, StoreError> + Sync)>,
         work: Arc<impl Fn(&Work) -> Result<T, SourceError> + Send + Sync + 'static>,
@@ -402,11 +445,15 @@ impl GitTree {
             mounts.push(mount(tree, path.clone())?);
         }
         let git = desk.git.at(&repository_path, None);
-        let (wanted, resolved) = (self.wanted.clone(), resolved.clone());
+        let (mut wanted, resolved) = (self.wanted.clone(), resolved.clone());
+        if let Some(staged) = staged {
+            mounts.push(self.mount_bundle(staged, desk, &mut wanted)?);
+        }
+        let sha256 = staged.map_or(resolved.checksum.len() == 64, |staged| staged.sha256);
         let run = move || {
             let run = || {
                 if is_new {
-                    repository::init(&git, &wanted, resolved.checksum.len() == 64)?;
+                    repository::init(&git, &wanted, sha256)?;
                     repository.set_metadata(READY, Some("1".to_owned()));
                 }
                 let fetched = repository::fetch(&git, &repository_path, &wanted, &resolved)?;

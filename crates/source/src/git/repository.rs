@@ -41,7 +41,7 @@ pub(crate) fn explain(doing: String) -> impl FnOnce(Failure) -> SourceError {
 pub(crate) fn default_branch(git: &Git, wanted: &Wanted) -> Result<String, SourceError> {
     let shown = wanted.shown_remote();
     let listed = git
-        .run(&["ls-remote", "--symref", "--", &wanted.remote, "HEAD"])
+        .run(&["ls-remote", "--symref", "--", wanted.origin(), "HEAD"])
         .map_err(explain(format!("error fetching default branch for repository {shown}")))?;
     let branch = listed.split_whitespace().find_map(|word| word.strip_prefix("refs/heads/"));
     let branch = branch.ok_or_else(|| {
@@ -60,7 +60,7 @@ pub(crate) fn list(git: &Git, wanted: &Wanted) -> Result<Resolved, SourceError> 
     let shown = wanted.shown_remote();
     let peeled = format!("{reference}^{{}}");
     let listed = git
-        .run(&["ls-remote", "--", &wanted.remote, &reference, &peeled])
+        .run(&["ls-remote", "--", wanted.origin(), &reference, &peeled])
         .map_err(explain(format!("failed to fetch remote {shown}")))?;
     choose(&reference, &listed)
 }
@@ -133,8 +133,11 @@ pub(crate) fn fetch(
     };
     let by_commit = wanted.fetch_by_commit && !wanted.checksum.is_empty();
     let target = if by_commit { wanted.checksum.clone() } else { reference.clone() };
-    let there =
-        is_commit(&target) && git.run(&["cat-file", "-e", &format!("{target}^{{commit}}")]).is_ok();
+    // A bundle carries the commit with all that led to it.
+    let cut = wanted.as_bundle && repository.join("shallow").exists();
+    let there = is_commit(&target)
+        && !cut
+        && git.run(&["cat-file", "-e", &format!("{target}^{{commit}}")]).is_ok();
     if !there {
         fetch_missing(git, repository, wanted, resolved, &reference, &target)?;
     }
@@ -158,18 +161,17 @@ fn fetch_missing(
     };
     let spec = format!("{target}:{local}");
     let mut arguments = vec!["fetch"];
-    if wanted.fetch_by_commit || !is_commit(target) {
-        arguments.extend(["--depth=1", "--no-tags"]);
-    } else {
-        arguments.push("--tags");
-        if is_shallow() {
-            arguments.push("--unshallow");
-        }
+    let by_name = wanted.fetch_by_commit || !is_commit(target);
+    arguments.push(if by_name { "--no-tags" } else { "--tags" });
+    if by_name && !wanted.as_bundle {
+        arguments.push("--depth=1");
+    } else if is_shallow() {
+        arguments.push("--unshallow");
     }
     if is_commit(reference) {
-        arguments.extend([wanted.remote.as_str(), reference]);
+        arguments.extend([wanted.origin(), reference]);
     } else {
-        arguments.extend(["--force", "--", &wanted.remote, &spec]);
+        arguments.extend(["--force", "--", wanted.origin(), &spec]);
     }
     git.run(&arguments).map_err(|failure| {
         let text = format!("failed to fetch remote {shown}: {}", failure.text);
@@ -191,7 +193,7 @@ fn fetch_missing(
         if is_shallow() {
             arguments.push("--unshallow");
         }
-        arguments.extend([wanted.remote.as_str(), commit]);
+        arguments.extend([wanted.origin(), commit]);
         git.run(&arguments).map_err(explain(format!("failed to fetch remote {shown}")))?;
         git.run(&["reflog", "expire", "--all", "--expire=now"])
             .map_err(explain(format!("failed to expire reflog for remote {shown}")))?;
