@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, IFlags, RenameFlags};
 
 use crate::{Brake, LayerId, SnapshotError, Usage, sys, trash::Trash, usage};
 
@@ -53,6 +53,7 @@ impl Folders {
         };
         folders.trash.throw(&root.join(".new"))?;
         make(&root.join(".new"))?;
+        spread(&root.join(".new"));
         let empty = root.join(".empty");
         make(&empty)?;
         sys::chmod(CWD, &bytes(&empty), 0o755)
@@ -162,6 +163,19 @@ impl Folders {
 
     pub fn wait_removed(&self) {
         self.trash.wait();
+    }
+}
+
+/// Has ext4 put each folder made in `folder` into a part of the disk of its own.
+///
+/// By itself it makes folders and files near their parent, and does not use the number of a file that
+/// was deleted in the last minutes: each time it looks for a free number it passes over all of
+/// those. Where a tree of twenty thousand files was removed, making another one takes ten times as long,
+/// all of it processor time of the kernel. Other file systems do not know the flag or mind it.
+fn spread(folder: &Path) {
+    let Ok(folder) = fs::File::open(folder) else { return };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&folder) {
+        _ = rustix::fs::ioctl_setflags(&folder, flags | IFlags::TOPDIR);
     }
 }
 
