@@ -14,7 +14,7 @@ mod text;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, error::ErrorKind};
 use client::ClientError;
 
 use connection::ConnectionArgs;
@@ -198,6 +198,11 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                // A group of commands alone tells what is in it, as everywhere.
+                print!("{}", error.render());
+                return ExitCode::SUCCESS;
+            }
             _ = error.print();
             // Help was asked for, or the command was typed wrong: docker's status for that.
             return ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 });

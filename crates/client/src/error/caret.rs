@@ -88,7 +88,7 @@ mod tests {
         check_line("unknown flag: --lnk (did you mean link?)", "COPY --lnk a b", "     ^^^^^");
         check("target stage \"b 1\" could not be found", "COPY --from=\"b 1\" a b", "             ^^^");
         check("unexpected key 'targt' in 'targt=/x'", "RUN --mount=targt=/x y", "            ^^^^^^^^");
-        check("invalid container port 99999", "EXPOSE 1 99999", "         ^^^^^");
+        check("invalid containerPort: 99999: use 1 to 65535", "EXPOSE 1 99999", "         ^^^^^");
         check(
             "failed to compute cache key: \"/nofile\": not found",
             "COPY nofiles nofile /b",

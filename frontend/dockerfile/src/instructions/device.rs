@@ -23,7 +23,10 @@ pub(super) fn parse(value: &str) -> Result<Device> {
         match (key.as_str(), value) {
             ("required", None) => device.required = true,
             ("required", Some(value)) => {
-                let bad = || Error::new(Kind::InvalidFieldValue, ["required", value]);
+                let bad = || Error {
+                    notes: vec![format!("for required: {value}")],
+                    ..Error::new(Kind::InvalidFieldValue, ["required", value])
+                };
                 device.required = text::parse_bool(value).ok_or_else(bad)?;
             }
             ("name", Some(value)) => {

@@ -169,9 +169,15 @@ impl Mount {
         field: &str,
         readonly: &mut Option<bool>,
     ) -> Result<()> {
-        let bad = || Error::new(Kind::InvalidFieldValue, [key, value]);
+        let bad = || Error {
+            notes: vec![format!("for {key}: {value}")],
+            ..Error::new(Kind::InvalidFieldValue, [key, value])
+        };
         // For these three the value comes first, as in the official message.
-        let bad_number = || Error::new(Kind::InvalidFieldValue, [value, key]);
+        let bad_number = || Error {
+            notes: vec![format!("{value} for {key}")],
+            ..Error::new(Kind::InvalidFieldValue, [value, key])
+        };
         let flag = || text::parse_bool(value).ok_or_else(bad);
         match key {
             "type" => self.kind = choose(TYPES, value, Kind::MountBadType)?,

@@ -74,7 +74,7 @@ fn mistakes_are_explained() {
         ),
         (
             "FROM a\nHEALTHCHECK --interval=1us CMD x",
-            "duration-too-short | dockerfile parse error on line 2: duration \"interval\" is below 1ms",
+            "duration-too-short | dockerfile parse error on line 2: Interval \"interval\" cannot be less than 1ms",
         ),
     ] {
         check(source, expected);
@@ -104,5 +104,5 @@ fn mounts_are_read() {
         read("type=cach"),
         "unsupported mount type \"cach\": use bind, cache, tmpfs, secret or ssh (did you mean cache?)"
     );
-    assert_eq!(read("type=secret"), "a secret mount needs a source, target or id");
+    assert_eq!(read("type=secret"), "invalid secret mount: one of source, target required");
 }

@@ -82,7 +82,10 @@ impl Lowering<'_> {
     async fn ask_base(&self, id: StageId, needed: bool) -> Result<Answer> {
         let stage = &self.stages[id];
         let written = &stage.source.base;
-        let bad = || Error::new(Kind::BadImageReference, [text::quote(written)]);
+        let bad = || {
+            let error = Error::new(Kind::BadImageReference, [text::quote(written)]);
+            error.context(format!("failed to parse stage name {}", text::quote(written)))
+        };
         let reference = Reference::parse(written).map_err(|_| bad())?.tagged();
         if !needed {
             return Ok(Answer::Unneeded { reference: reference.to_string() });
