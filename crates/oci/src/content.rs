@@ -52,7 +52,7 @@ pub async fn read_all(from: &dyn Provider, blob: &Descriptor, limit: u64) -> Res
     let mut stream = verified(what.clone(), blob, from.open(blob, 0).await?);
     let mut body = BytesMut::with_capacity(usize::try_from(blob.size).unwrap_or(0));
     while let Some(piece) = stream.next().await {
-        body.extend_from_slice(&piece.map_err(|error| Error::io(format!("read {what}"), error))?);
+        body.extend_from_slice(&piece.map_err(|error| Error::read(&what, error))?);
     }
     Ok(body.freeze())
 }

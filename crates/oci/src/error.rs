@@ -50,7 +50,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// The registry answered with something other than success.
-    #[error("{what}: {host} answered {status}{}", detail(.message))]
+    #[error("{what}: {host} answered {status}{}", detail(*.status, .message))]
     Status {
         /// What was being done.
         what: String,
@@ -117,6 +117,16 @@ impl Error {
         Self::Io { what: what.into(), source }
     }
 
+    /// Reading `what` broke off. Our own streams name it themselves.
+    pub(crate) fn read(what: &str, source: std::io::Error) -> Self {
+        let own = |error: &std::io::Error| error.get_ref().is_some_and(|it| it.is::<Self>());
+        if !own(&source) {
+            return Self::io(format!("read {what}"), source);
+        }
+        let inner = source.into_inner().expect("it was just looked at");
+        *inner.downcast::<Self>().expect("it was just looked at")
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>, expected: Digest, actual: Digest) -> Self {
         Self::Corrupt {
             what: what.into(),
@@ -130,6 +140,37 @@ fn in_brackets(hint: &str) -> String {
     if hint.is_empty() { String::new() } else { format!(" ({hint})") }
 }
 
-fn detail(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(": {message}") }
+/// The registry's words, or else what the number means.
+fn detail(status: u16, message: &str) -> String {
+    let meaning = http::StatusCode::from_u16(status).ok().and_then(|it| it.canonical_reason());
+    match (message, meaning) {
+        ("", None) => String::new(),
+        ("", Some(meaning)) => format!(" {meaning}"),
+        (message, _) => format!(": {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_without_words_are_explained() {
+        let text = |status, message: &str| {
+            let (what, host) = ("push x".to_owned(), "h.io".to_owned());
+            Error::Status { what, host, status, message: message.to_owned() }.to_string()
+        };
+        assert_eq!(text(429, ""), "push x: h.io answered 429 Too Many Requests");
+        assert_eq!(text(799, ""), "push x: h.io answered 799");
+        assert_eq!(text(500, "unknown: no"), "push x: h.io answered 500: unknown: no");
+    }
+
+    #[test]
+    fn what_is_read_is_named_once() {
+        let damaged = Error::corrupt("blob b of r", Digest::of("a"), Digest::of("b"));
+        let text = damaged.to_string();
+        let other = std::io::Error::other("it broke");
+        assert_eq!(Error::read("blob b of r", std::io::Error::other(damaged)).to_string(), text);
+        assert_eq!(Error::read("blob b of r", other).to_string(), "read blob b of r: it broke");
+    }
 }

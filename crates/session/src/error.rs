@@ -79,6 +79,11 @@ impl SessionError {
         }
     }
 
+    /// Whether the client says that somebody refused its credentials.
+    pub fn is_unauthenticated(&self) -> bool {
+        self.code() == Some(tonic::Code::Unauthenticated)
+    }
+
     /// Whether the client does not serve the method at all.
     pub fn is_unimplemented(&self) -> bool {
         self.code() == Some(tonic::Code::Unimplemented)

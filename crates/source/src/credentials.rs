@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use oci::registry::{Credentials, CredentialsError, FetchedToken, Login, TokenRequest};
+use oci::registry::{Credentials, CredentialsError, FetchedToken, Login, Refused, TokenRequest};
 use session::{FetchToken, Group, SessionError};
 
 /// The sessions of a build as [`Credentials`]; a build without sessions is anonymous.
@@ -77,7 +77,10 @@ impl Credentials for SessionCredentials {
             async move { session.fetch_token(request).await }
         });
         let token: Result<_, SessionError> = answer.await;
-        let token = token?;
+        let token = token.map_err(|error| match error.is_unauthenticated() {
+            true => CredentialsError::from(Refused(error.to_string())),
+            false => error.into(),
+        })?;
         let issued_at = u64::try_from(token.issued_at).ok().filter(|seconds| *seconds > 0);
         Ok(FetchedToken {
             token: token.token,

@@ -177,8 +177,13 @@ impl Auth for AuthProvider {
         }
         let kind = if secret.is_empty() { "anonymous" } else { "oauth" };
         let token = token::fetch(self.http()?, &request, user, secret).await;
-        let token = token
-            .map_err(|error| Status::unknown(format!("failed to fetch {kind} token: {error}")))?;
+        let token = token.map_err(|error| {
+            let text = format!("failed to fetch {kind} token: {error}");
+            match error.is_refusal() {
+                true => Status::unauthenticated(text),
+                false => Status::unknown(text),
+            }
+        })?;
         Ok(Response::new(token))
     }
 

@@ -21,12 +21,44 @@ pub(super) enum TokenError {
     Realm(String),
     #[error("{0}")]
     Http(#[from] reqwest::Error),
-    #[error("{url}: unexpected status {status}")]
-    Status { url: Url, status: StatusCode },
+    #[error("{url}: unexpected status {status}{}", said(.message))]
+    Status { url: Url, status: StatusCode, message: String },
     #[error("{0} answered without a token")]
     Empty(Url),
     #[error("{0} answered something that is not a token")]
     Unreadable(Url),
+}
+
+impl TokenError {
+    /// Whether the server wants other credentials, rather than being in trouble.
+    pub(super) fn is_refusal(&self) -> bool {
+        let refusals = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        matches!(self, Self::Status { status, .. } if refusals.contains(status))
+    }
+}
+
+fn said(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+/// What a server says of a refusal: as registries do, or as Docker's does.
+fn message(body: &[u8]) -> String {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Entry {
+        message: String,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Refusal {
+        errors: Vec<Entry>,
+        details: String,
+        message: String,
+    }
+    let Ok(refusal) = serde_json::from_slice::<Refusal>(body) else { return String::new() };
+    let texts = refusal.errors.into_iter().map(|entry| entry.message);
+    let mut texts = texts.chain([refusal.details, refusal.message]);
+    texts.find(|text| !text.is_empty()).unwrap_or_default().chars().take(300).collect()
 }
 
 #[derive(Deserialize, Default)]
@@ -125,15 +157,15 @@ async fn read(
 ) -> Result<FetchTokenResponse, TokenError> {
     let mut response = request.timeout(TIMEOUT).send().await?;
     let status = response.status();
-    if !status.is_success() {
-        return Err(TokenError::Status { url, status });
-    }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > ANSWER_LIMIT {
             return Err(TokenError::Unreadable(url));
         }
         body.extend_from_slice(&chunk);
+    }
+    if !status.is_success() {
+        return Err(TokenError::Status { url, status, message: message(&body) });
     }
     let Ok(answer) = serde_json::from_slice::<Answer>(&body) else {
         return Err(TokenError::Unreadable(url));
@@ -232,5 +264,28 @@ mod tests {
         assert!(asked.ends_with("&grant_type=refresh_token&refresh_token=t"), "{asked}");
         let asked = ask(true, "u", "p").await;
         assert!(asked.starts_with("GET") && asked.ends_with(" basic"), "{asked}");
+    }
+
+    #[test]
+    fn refusals_in_the_servers_words() {
+        for (body, expected) in [
+            (
+                r#"{"errors":[{"code":"UNAUTHORIZED","message":"wrong password"}]}"#,
+                "wrong password",
+            ),
+            (r#"{"details":"incorrect username or password"}"#, "incorrect username or password"),
+            (r#"{"message":"no"}"#, "no"),
+            ("<html>", ""),
+            ("{}", ""),
+        ] {
+            assert_eq!(message(body.as_bytes()), expected);
+        }
+        let url = Url::parse("https://h.io/token").expect("a URL");
+        let status = StatusCode::UNAUTHORIZED;
+        let error = TokenError::Status { url: url.clone(), status, message: "no".into() };
+        assert!(error.is_refusal());
+        assert_eq!(error.to_string(), "https://h.io/token: unexpected status 401 Unauthorized: no");
+        let status = StatusCode::BAD_GATEWAY;
+        assert!(!TokenError::Status { url, status, message: String::new() }.is_refusal());
     }
 }

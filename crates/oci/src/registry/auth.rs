@@ -14,7 +14,9 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Credentials, CredentialsError, FetchedToken, Login, TokenRequest, hosts::innermost};
+use super::{
+    Credentials, CredentialsError, FetchedToken, Login, Refused, TokenRequest, hosts::innermost,
+};
 use crate::{Error, Result};
 
 /// Limit of each question to the asker.
@@ -312,7 +314,14 @@ async fn ask<T>(
         Ok(answer) => answer,
         Err(_) => Err(format!("no answer within {} s", ASK_TIMEOUT.as_secs()).into()),
     };
-    answer.map_err(|source| Error::Credentials { host: host.to_owned(), source })
+    answer.map_err(|source| match source.downcast::<Refused>() {
+        Ok(refused) => Error::Unauthorized {
+            what: format!("authorize with {host}"),
+            message: refused.0,
+            hint: super::client::LOGIN_HINT,
+        },
+        Err(source) => Error::Credentials { host: host.to_owned(), source },
+    })
 }
 
 fn basic(login: &Login) -> String {

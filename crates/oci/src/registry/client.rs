@@ -217,8 +217,11 @@ impl Remote {
                 }
                 Attempt::Answer(answer) => return Ok(answer),
                 Attempt::Failed(error) => {
-                    let most =
-                        if error.is_connect() { retry::CONNECT_ATTEMPTS } else { retry::ATTEMPTS };
+                    // Whoever was silent for so long will hardly speak if asked many times.
+                    let most = match error.is_connect() || error.is_timeout() {
+                        true => retry::CONNECT_ATTEMPTS,
+                        false => retry::ATTEMPTS,
+                    };
                     if attempt >= most || error.is_builder() || error.is_redirect() {
                         return Err(unreachable(request.what, endpoint, &error));
                     }
@@ -350,11 +353,21 @@ pub(super) async fn unexpected(what: &str, endpoint: &Endpoint, answer: Response
             let later =
                 retry_after(&answer).filter(|when| retry::wait_for(1, Some(when)).is_none());
             let later = later.map(|when| format!(" (retry after: {when})"));
-            let message = server_message(answer).await + &later.unwrap_or_default();
+            let mut message = server_message(answer).await;
             // A TLS port spoken to in plain: not the registry's answer, another way may work.
             let tls_port = ["to an HTTPS server", "to HTTPS port"];
             if endpoint.plain && tls_port.iter().any(|text| message.contains(text)) {
                 return Error::Unreachable { what, host, message, hint: TLS_HINT };
+            }
+            // A page for browsers, mostly of some proxy before the registry.
+            if message.starts_with('<') {
+                message.clear();
+            }
+            if let Some(later) = later {
+                if message.is_empty() {
+                    message = status.canonical_reason().unwrap_or_default().to_owned();
+                }
+                message += &later;
             }
             Error::Status { what, host, status: status.as_u16(), message }
         }

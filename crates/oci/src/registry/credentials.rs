@@ -48,6 +48,11 @@ pub struct FetchedToken {
 /// Asking failed (as opposed to: there are no credentials).
 pub type CredentialsError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A [`CredentialsError`] that says more: the token server was asked and wants other credentials.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
 /// Whoever knows the user's credentials. In the daemon: the sessions of a build.
 ///
 /// The token authority methods let the other side keep its secrets: it fetches tokens itself and

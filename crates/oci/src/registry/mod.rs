@@ -20,7 +20,8 @@ use bytes::Bytes;
 
 pub use client::{Client, Options, Remote};
 pub use credentials::{
-    Anonymous, Credentials, CredentialsError, FetchedToken, Login, StaticLogin, TokenRequest,
+    Anonymous, Credentials, CredentialsError, FetchedToken, Login, Refused, StaticLogin,
+    TokenRequest,
 };
 pub use hosts::{HostConfig, Hosts, KeyPair, install_crypto_provider};
 

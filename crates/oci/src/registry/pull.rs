@@ -390,8 +390,10 @@ impl Download {
             self.stuck += 1;
             if self.stuck > RESUMES {
                 self.inner = None;
-                let text = format!("{} broke off at byte {}: {failure}", self.what, self.offset);
-                return Some((Err(std::io::Error::new(failure.kind(), text)), self));
+                let kind = failure.kind();
+                let text = format!("broke off at byte {}: {failure}", self.offset);
+                let error = Error::io(&self.what, std::io::Error::new(kind, text));
+                return Some((Err(std::io::Error::new(kind, error)), self));
             }
             tracing::debug!(what = self.what, offset = self.offset, error = %failure, "resume download");
             tokio::time::sleep(retry::wait(self.stuck)).await;
