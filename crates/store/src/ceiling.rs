@@ -108,7 +108,7 @@ fn look(store: &Weak<Store>, lines: Lines, holder: &Thread, keeper: &Thread) {
         let free = free(store.root());
         let space = store.space();
         // Nobody works before there was a first count.
-        let (used, at) = space.estimate(free).unwrap_or_default();
+        let (used, old) = space.estimate(free).unwrap_or_default();
         if used > lines.collect {
             keeper.unpark();
         }
@@ -127,9 +127,8 @@ fn look(store: &Weak<Store>, lines: Lines, holder: &Thread, keeper: &Thread) {
                 SHORTEST
             }
             Some(since) => {
-                let fresh = at.is_some_and(|at| at.elapsed() < TRUSTED);
                 let pressure = Pressure { used, ceiling: lines.ceiling };
-                if used > lines.end && fresh {
+                if used > lines.end && old < TRUSTED {
                     space.end_unheld(pressure);
                 }
                 if since.elapsed() > PATIENCE && store.snapshotter().brake().get() == Pedal::Wait {
@@ -215,11 +214,8 @@ impl Keeper {
     }
 
     fn count(&self, store: &Store, lines: Lines) -> u64 {
-        let known = store.space().estimate(free(store.root()));
         let fresh = |used: u64| if used < lines.collect { COUNT_EVERY } else { RECOUNT };
-        match known {
-            Some((used, Some(at))) if at.elapsed() < fresh(used) => used,
-            _ => store.measure(),
-        }
+        let known = store.space().exact(free(store.root()), fresh);
+        known.unwrap_or_else(|| store.measure())
     }
 }

@@ -96,8 +96,9 @@ impl Rooms {
 /// What was counted, and how much of the disk was free then.
 #[derive(Debug, Clone, Copy)]
 struct Count {
-    /// `None` if much has changed since.
-    at: Option<Instant>,
+    at: Instant,
+    /// Nothing was removed since.
+    exact: bool,
     used: u64,
     free: u64,
 }
@@ -203,7 +204,7 @@ impl Space {
     /// The last count is not exact any more.
     pub(crate) fn changed(&self) {
         if let Some(count) = &mut *self.counted.lock().unwrap() {
-            count.at = None;
+            count.exact = false;
         }
     }
 
@@ -271,10 +272,17 @@ impl Space {
         any
     }
 
-    /// Bytes in use, followed from the last count by the disk's free space, and when that was.
-    pub(crate) fn estimate(&self, free: u64) -> Option<(u64, Option<Instant>)> {
+    /// Bytes in use, followed from the last count by the disk's free space, and how old that is.
+    pub(crate) fn estimate(&self, free: u64) -> Option<(u64, Duration)> {
         let count = (*self.counted.lock().unwrap())?;
-        Some(((count.used + count.free).saturating_sub(free), count.at))
+        Some(((count.used + count.free).saturating_sub(free), count.at.elapsed()))
+    }
+
+    /// The same if the last count is at most `age` old and nothing was removed since.
+    pub(crate) fn exact(&self, free: u64, age: impl Fn(u64) -> Duration) -> Option<u64> {
+        let exact = (*self.counted.lock().unwrap())?.exact;
+        let (used, old) = self.estimate(free)?;
+        (exact && old <= age(used)).then_some(used)
     }
 
     /// Writers of this process fail from now on.
@@ -418,9 +426,7 @@ impl Store {
 
     /// Bytes in use: counted at most `age` ago and followed since then.
     async fn used(self: &Arc<Self>, age: Duration) -> Result<u64, StoreError> {
-        if let Some((used, at)) = self.space().estimate(free(self.root()))
-            && at.is_some_and(|at| at.elapsed() <= age)
-        {
+        if let Some(used) = self.space().exact(free(self.root()), |_| age) {
             return Ok(used);
         }
         let store = self.clone();
@@ -439,7 +445,7 @@ impl Store {
             // What was removed or written meanwhile may have been counted or not.
             let settled = before.abs_diff(after) <= used / 100;
             if settled || tries == TRIES {
-                let count = Count { at: Some(at), used, free: before.max(after) };
+                let count = Count { at, exact: true, used, free: before.max(after) };
                 *self.space().counted.lock().unwrap() = Some(count);
                 return used + count.free.saturating_sub(after);
             }
