@@ -243,9 +243,11 @@ impl Container for Running {
 
     async fn release(&self) -> Result<(), FrontendError> {
         self.cancel.cancel();
+        let mut first = self.state.first.subscribe();
+        _ = first.wait_for(|first| matches!(first, First::Missing | First::Ended)).await;
         match self.state.failed.lock().expect("no panic with the error").take() {
-            Some(error) if error.code != Code::Canceled => Err(error),
-            _ => Ok(()),
+            Some(error) => Err(error),
+            None => Ok(()),
         }
     }
 

@@ -203,7 +203,8 @@ pub trait Container: Send + Sync {
         input: mpsc::Receiver<ProcessInput>,
     ) -> Result<mpsc::Receiver<ProcessEvent>, FrontendError>;
 
-    /// Kills everything; fails with the first process's error if it failed.
+    /// Kills everything and waits for the end; fails with the first process's error if it failed,
+    /// or if it still ran.
     async fn release(&self) -> Result<(), FrontendError>;
 
     /// A readable view of mount number `index`.
