@@ -18,6 +18,8 @@ use super::{
 };
 use crate::{Error, Reference, Result};
 
+/// Most errors of one answer that are told.
+const MOST_ERRORS: usize = 4;
 pub(super) const LOGIN_HINT: &str = "log in to the registry first, or check name and password";
 const TLS_HINT: &str = "if the registry speaks plain HTTP or has a private certificate authority, \
     say so in the daemon's configuration: registry.\"<host>\" http, insecure or ca";
@@ -286,7 +288,12 @@ impl Remote {
 }
 
 pub(super) fn unreachable(what: &str, endpoint: &Endpoint, error: &reqwest::Error) -> Error {
-    let message = innermost(error);
+    let mut message = innermost(error);
+    // Scripts look for these words, which do not depend on the resolver.
+    if message.starts_with("failed to lookup address information") {
+        let host = endpoint.host.rsplit_once(':').map_or(&*endpoint.host, |(host, _)| host);
+        message = format!("dial tcp: lookup {host}: no such host ({message})");
+    }
     let about_tls =
         ["certificate", "Certificate", "tls", "TLS", "InvalidContentType", "corrupt message"];
     let tls = !endpoint.plain && about_tls.iter().any(|word| message.contains(word));
@@ -298,7 +305,7 @@ pub(super) fn unreachable(what: &str, endpoint: &Endpoint, error: &reqwest::Erro
     }
 }
 
-/// `errors[0]` of a registry's JSON error body, else the start of the body.
+/// The errors of a registry's JSON error body, else the start of the body.
 async fn server_message(answer: Response) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -314,12 +321,15 @@ async fn server_message(answer: Response) -> String {
     let text = answer.text().await.unwrap_or_default();
     match serde_json::from_str::<Body>(&text) {
         Ok(body) if !body.errors.is_empty() => {
-            let entry = &body.errors[0];
-            match (entry.code.as_str(), entry.message.as_str()) {
+            let words = |entry: &Entry| match (entry.code.as_str(), entry.message.as_str()) {
                 ("", message) => message.to_owned(),
                 (code, "") => code.to_ascii_lowercase(),
                 (code, message) => format!("{}: {message}", code.to_ascii_lowercase()),
-            }
+            };
+            // The first is often the least telling.
+            let mut all: Vec<String> = body.errors.iter().take(MOST_ERRORS).map(words).collect();
+            all.dedup();
+            all.join("; ")
         }
         _ => text.trim().chars().take(300).collect(),
     }
