@@ -428,6 +428,10 @@ impl Worker {
         if reference.needs_provider() {
             reference.attach_provider(self.sources.providers());
         }
+        // Whoever found these layers may have left, and with it the right to fetch them.
+        if let Some(origins) = self.sources.origins(self.group(context)) {
+            reference.attach_last(origins);
+        }
         let progress = source::layer_progress(self.progress(context));
         Ok(reference.ensure_local(progress).await?)
     }

@@ -129,7 +129,8 @@ pub async fn services(
     let machine = Arc::new(Machine {
         store: store.clone(),
         executor,
-        sources: Sources::new(all, providers),
+        sources: Sources::new(all, providers)
+            .with_registries(source::session_registries(client.clone())),
         sessions,
         jobs: jobs.clone(),
         imports: Arc::default(),

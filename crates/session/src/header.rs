@@ -42,10 +42,15 @@ pub(crate) fn values(map: &MetadataMap, key: &str) -> Vec<String> {
 
 /// One metadata value; text with control characters or beyond ASCII is refused.
 pub(crate) fn ascii(key: &str, text: &str) -> Result<AsciiMetadataValue, SessionError> {
-    text.parse().map_err(|_| SessionError::BadRequest {
+    let bad = || SessionError::BadRequest {
         what: format!("`{text}` as {key}"),
-        why: "a metadata value is printable ASCII".to_owned(),
-    })
+        why: format!("header key \"{key}\" contains value with non-printable ASCII characters"),
+    };
+    // Peers refuse what the parser here lets pass.
+    if !text.bytes().all(|byte| (0x20..=0x7e).contains(&byte)) {
+        return Err(bad());
+    }
+    text.parse().map_err(|_| bad())
 }
 
 /// `application/x-www-form-urlencoded` form of a value.

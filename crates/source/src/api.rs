@@ -15,7 +15,7 @@ use session::Group;
 use store::Ref;
 use tokio::sync::OnceCell;
 
-use crate::{Progress, Providers, SourceError};
+use crate::{Origins, Progress, Providers, Registries, SourceError};
 
 /// A source op to resolve.
 #[derive(Clone)]
@@ -220,6 +220,7 @@ impl Memo {
 pub struct Sources {
     by_scheme: Arc<BTreeMap<&'static str, Arc<dyn Source>>>,
     providers: Arc<Providers>,
+    registries: Option<Registries>,
 }
 
 impl Sources {
@@ -234,12 +235,24 @@ impl Sources {
                 by_scheme.insert(*scheme, source.clone());
             }
         }
-        Self { by_scheme: Arc::new(by_scheme), providers }
+        Self { by_scheme: Arc::new(by_scheme), providers, registries: None }
     }
 
     /// Where blobs of images that were resolved can be fetched.
     pub fn providers(&self) -> Arc<Providers> {
         self.providers.clone()
+    }
+
+    /// Registries with the credentials of sessions, for layers whose finder is gone.
+    pub fn with_registries(mut self, registries: Registries) -> Self {
+        self.registries = Some(registries);
+        self
+    }
+
+    /// The repositories that blobs came from, asked in the name of `group`.
+    pub fn origins(&self, group: Group) -> Option<Arc<dyn oci::Provider>> {
+        let registries = self.registries.clone()?;
+        Some(Arc::new(Origins::new(registries, group)))
     }
 
     /// Resolves a source op.

@@ -256,3 +256,20 @@ async fn a_checksum_is_the_key_and_is_checked() {
     assert_eq!((meta.checksum, meta.filename.as_str()), (good, "f"));
     assert_eq!(meta.last_modified, Some(base::time::from_unix_seconds(784_111_777)));
 }
+
+#[test]
+fn a_body_is_unpacked_on_the_way() {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(b"content").unwrap();
+    let zipped = encoder.finish().unwrap();
+    let plain = Plain { file: tempfile::tempfile().unwrap(), hasher: Hasher::new() };
+    let mut target = Target::Zipped(Box::new(flate2::write::MultiGzDecoder::new(plain)));
+    for piece in zipped.chunks(5) {
+        target.write(piece).unwrap();
+    }
+    assert_eq!(target.finish().unwrap().hasher.finish(), Digest::of("content"));
+    let plain = Plain { file: tempfile::tempfile().unwrap(), hasher: Hasher::new() };
+    let mut cut = Target::Zipped(Box::new(flate2::write::MultiGzDecoder::new(plain)));
+    cut.write(&zipped[..zipped.len() - 6]).unwrap();
+    assert!(cut.finish().is_err());
+}

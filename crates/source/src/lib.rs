@@ -31,4 +31,4 @@ pub use http::HttpSource;
 pub use image::{Images, LayoutProvider, Layouts, Registries, session_registries};
 pub use local::LocalSource;
 pub use progress::{Progress, Status, layer_progress};
-pub use providers::Providers;
+pub use providers::{Origins, Providers};

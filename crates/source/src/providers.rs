@@ -10,7 +10,10 @@ use std::{
 };
 
 use base::Digest;
-use oci::{BlobStream, Descriptor, Provider};
+use oci::{BlobStream, Descriptor, Provider, Reference, registry::RepositoryProvider, types};
+use session::Group;
+
+use crate::Registries;
 
 /// Blobs remembered.
 const LIMIT: usize = 20_000;
@@ -46,6 +49,48 @@ impl Providers {
     /// Who has `blob`.
     pub fn find(&self, blob: &Digest) -> Option<Arc<dyn Provider>> {
         self.known.lock().expect("no panic while holding providers").by_blob.get(blob).cloned()
+    }
+}
+
+/// The repositories that blobs say they came from, asked with the credentials of builds that want
+/// them now: whoever found them first may be gone.
+pub struct Origins {
+    registries: Registries,
+    group: Group,
+}
+
+impl Origins {
+    /// Asks in the name of `group`.
+    pub fn new(registries: Registries, group: Group) -> Self {
+        Self { registries, group }
+    }
+}
+
+#[async_trait::async_trait]
+impl Provider for Origins {
+    async fn open(&self, blob: &Descriptor, offset: u64) -> oci::Result<BlobStream> {
+        let mut failure = None;
+        for (key, paths) in &blob.annotations {
+            let Some(host) = key.strip_prefix(types::ANNOTATION_DISTRIBUTION_SOURCE) else {
+                continue;
+            };
+            for path in paths.split(',') {
+                let Ok(repository) = Reference::parse(&format!("{host}/{path}")) else { continue };
+                let registry = (self.registries)(&self.group);
+                let provider = RepositoryProvider::new(registry, repository);
+                match provider.open(blob, offset).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => failure = Some(error),
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| oci::Error::NotFound {
+            what: format!("a repository that blob {} came from", blob.digest),
+        }))
+    }
+
+    fn describe(&self) -> String {
+        "the repositories it came from".into()
     }
 }
 

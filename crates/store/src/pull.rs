@@ -205,6 +205,14 @@ impl Ref {
         }
     }
 
+    /// As [`attach_provider`](Self::attach_provider), but asked after those that are known.
+    pub fn attach_last(&self, provider: Arc<dyn oci::Provider>) {
+        let mut providers = self.handle.providers.lock().unwrap();
+        if !providers.iter().any(|known| Arc::ptr_eq(known, &provider)) {
+            providers.push(provider);
+        }
+    }
+
     /// The provider of lazy blobs of this record that was attached last, if any.
     pub fn provider(&self) -> Option<Arc<dyn oci::Provider>> {
         self.providers().first().cloned()

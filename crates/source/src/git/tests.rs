@@ -286,3 +286,35 @@ async fn giving_up_stops_git_and_the_remote_stays_usable() {
     let (_, record) = bench.run("#trunk", &[]).await.unwrap();
     assert_eq!(show(&record), "a=one");
 }
+
+/// Even where only the newest commit was fetched before, a bundle carries all that led to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_becomes_a_bundle() {
+    let Some(bench) = Bench::new().await else { return };
+    bench.commit("main", "a", "one");
+    let second = bench.commit("main", "b", "two");
+    bench.run("#trunk", &[]).await.unwrap();
+    let as_bundle = ("git.checkoutbundle", "true");
+    let (key, record) = bench.run("#trunk", &[as_bundle]).await.unwrap();
+    assert_eq!(key, format!("{second}(bundle)"));
+    let bundle = record.tree().unwrap().path().join("bundle");
+    fs::copy(bundle, bench.path("main").join(".git/made.bundle")).unwrap();
+    let heads = bench.git("main", &["bundle", "list-heads", ".git/made.bundle"]);
+    assert_eq!(heads, format!("{second} refs/heads/trunk"));
+    bench.git("main", &["clone", "-q", "-b", "trunk", ".git/made.bundle", ".git/copy"]);
+    let log = bench.git("main", &["-C", ".git/copy", "log", "--format=%s"]);
+    assert_eq!(log, "b\na");
+
+    for (attrs, expected) in [
+        (
+            &[as_bundle, ("git.keepgitdir", "true")][..],
+            "git.checkoutbundle is incompatible with git.keepgitdir",
+        ),
+        (
+            &[("git.bundle", "docker-image+blob://h/a@sha256:00")],
+            "failed to parse git.bundle locator \"docker-image+blob://h/a@sha256:00\": invalid digest",
+        ),
+    ] {
+        assert_eq!(bench.run("#trunk", attrs).await.err().as_deref(), Some(expected));
+    }
+}
