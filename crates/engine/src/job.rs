@@ -139,13 +139,13 @@ impl Job {
         }
     }
 
-    /// Ends the progress, once all logs are in it, and forgets the graphs.
+    /// Ends the progress, once all logs are in it, and forgets the graphs. What sources resolved is
+    /// still asked for by history, which clears the memo.
     pub(crate) fn close(&self) {
         if let Some(late) = self.late.get() {
             late.catch_up();
         }
         self.journal.close();
-        self.memo.clear();
         self.turn().end();
         // It stays listed for a while, for clients that ask late for its progress alone.
         *self.graphs() = Graphs::default();
