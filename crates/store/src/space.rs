@@ -39,6 +39,8 @@ pub(crate) const RECOUNT: Duration = Duration::from_millis(250);
 const LAST_BYTES: u64 = 32 << 20;
 /// How often is counted anew because much changed meanwhile.
 const TRIES: u32 = 3;
+/// Longer than anything is being removed that is in no folder any more.
+const SETTLED: Duration = Duration::from_secs(1);
 /// For so long after writers of this process had to fail, their errors are the ceiling's.
 const BLAMED: Duration = Duration::from_secs(5);
 
@@ -73,7 +75,7 @@ pub(crate) struct Space {
     promised: Arc<AtomicU64>,
     rooms: Mutex<Rooms>,
     next: AtomicU64,
-    counted: Mutex<Option<Count>>,
+    counted: Mutex<Counts>,
     /// When writers of this process last had to fail.
     failed: Mutex<Option<Instant>>,
     /// One collection at a time.
@@ -93,14 +95,28 @@ impl Rooms {
     }
 }
 
-/// What was counted, and how much of the disk was free then.
-#[derive(Debug, Clone, Copy)]
-struct Count {
-    at: Instant,
-    /// Nothing was removed since.
+/// What was counted lately.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Each with the sum of what was in use and what was free: it stays the same while only we
+    /// write and remove.
+    recent: Vec<(Instant, u64)>,
+    /// Nothing was removed since the last one.
     exact: bool,
-    used: u64,
-    free: u64,
+}
+
+impl Counts {
+    /// What is being removed is in no folder any more and not free yet, so that a sum can be too
+    /// small for a moment: the greatest of the last moments counts.
+    fn sum(&self) -> Option<u64> {
+        self.recent.iter().map(|(_, sum)| *sum).max()
+    }
+
+    fn add(&mut self, at: Instant, sum: u64) {
+        self.recent.retain(|(then, _)| then.elapsed() < SETTLED);
+        self.recent.push((at, sum));
+        self.exact = true;
+    }
 }
 
 /// What holders of a room and its owner share.
@@ -203,9 +219,7 @@ impl Space {
 
     /// The last count is not exact any more.
     pub(crate) fn changed(&self) {
-        if let Some(count) = &mut *self.counted.lock().unwrap() {
-            count.exact = false;
-        }
+        self.counted.lock().unwrap().exact = false;
     }
 
     fn room(&self, bytes: u64) -> Room {
@@ -274,13 +288,14 @@ impl Space {
 
     /// Bytes in use, followed from the last count by the disk's free space, and how old that is.
     pub(crate) fn estimate(&self, free: u64) -> Option<(u64, Duration)> {
-        let count = (*self.counted.lock().unwrap())?;
-        Some(((count.used + count.free).saturating_sub(free), count.at.elapsed()))
+        let counts = self.counted.lock().unwrap();
+        let (at, _) = counts.recent.last()?;
+        Some((counts.sum()?.saturating_sub(free), at.elapsed()))
     }
 
     /// The same if the last count is at most `age` old and nothing was removed since.
     pub(crate) fn exact(&self, free: u64, age: impl Fn(u64) -> Duration) -> Option<u64> {
-        let exact = (*self.counted.lock().unwrap())?.exact;
+        let exact = self.counted.lock().unwrap().exact;
         let (used, old) = self.estimate(free)?;
         (exact && old <= age(used)).then_some(used)
     }
@@ -445,9 +460,11 @@ impl Store {
             // What was removed or written meanwhile may have been counted or not.
             let settled = before.abs_diff(after) <= used / 100;
             if settled || tries == TRIES {
-                let count = Count { at, exact: true, used, free: before.max(after) };
-                *self.space().counted.lock().unwrap() = Some(count);
-                return used + count.free.saturating_sub(after);
+                let mut counts = self.space().counted.lock().unwrap();
+                if settled || counts.recent.is_empty() {
+                    counts.add(at, used + before.max(after));
+                }
+                return counts.sum().map_or(used, |sum| sum.saturating_sub(after));
             }
             before = after;
         }
