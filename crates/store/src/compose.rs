@@ -111,7 +111,7 @@ impl Store {
             (None, upper) => return Ok(upper.cloned()),
             (Some(lower), Some(upper)) if lower == upper => return Ok(None),
             (Some(lower), Some(upper)) => match self.chain_between(lower, upper) {
-                Some(chain) => return self.diff_of_chain(lower, &chain),
+                Some(chain) => return self.diff_of_chain(&chain),
                 None => (lower, Some(upper)),
             },
             (Some(lower), None) => (lower, None),
@@ -161,30 +161,34 @@ impl Store {
         Ok(self.add_composed(row, Some(layer_row), &refs))
     }
 
-    /// The single-layer records above `lower` up to `upper`, if `upper` was built on `lower`.
+    /// The records above `lower` up to `upper` that add one layer each, if `upper` was built on
+    /// `lower`, or on a merge that begins with all that `lower` is made of.
     fn chain_between(self: &Arc<Self>, lower: &Ref, upper: &Ref) -> Option<Vec<RecordId>> {
         let state = self.state();
-        let mut chain = Vec::new();
-        let mut at = upper.id().clone();
-        while at != *lower.id() {
-            let row = state.row(&at).filter(|row| row.shape == Shape::Layer)?;
-            chain.push(at);
-            at = row.parents.first()?.clone();
-        }
-        chain.reverse();
-        Some(chain)
+        let below = state.layer_chain(lower.id());
+        let above = state.layer_chain(upper.id()).strip_prefix(below.as_slice())?.to_vec();
+        // One record more may be a member of a merge, made on something else.
+        let on_lower = |id: &RecordId| {
+            let row = state.row(id).filter(|row| row.shape == Shape::Layer);
+            row.is_some_and(|row| row.parents.first() == Some(lower.id()))
+        };
+        (above.len() != 1 || on_lower(&above[0])).then_some(above)
     }
 
-    fn diff_of_chain(
-        self: &Arc<Self>,
-        lower: &Ref,
-        chain: &[RecordId],
-    ) -> Result<Option<Ref>, StoreError> {
-        let mut below = lower.clone();
+    fn diff_of_chain(self: &Arc<Self>, chain: &[RecordId]) -> Result<Option<Ref>, StoreError> {
+        let known = |id: &RecordId| self.get(id).ok_or_else(|| StoreError::NoRecord(id.clone()));
         let mut parts = Vec::new();
         for id in chain {
-            let upper = self.get(id).ok_or_else(|| StoreError::NoRecord(id.clone()))?;
-            let refs = [below, upper.clone()];
+            let upper = known(id)?;
+            let below = upper.row(|row| match row.shape {
+                Shape::Layer => row.parents.first().cloned(),
+                _ => None,
+            });
+            let Some(below) = below else {
+                parts.push(upper);
+                continue;
+            };
+            let refs = [known(&below)?, upper.clone()];
             let key = format!("diff::{}", ids(&refs));
             let stand_in = match upper.layers().last() {
                 Some(own) => self.stand_in(&upper, own)?,
@@ -203,7 +207,6 @@ impl Store {
                 self.add_composed(row, None, &refs)
             });
             parts.push(part);
-            below = upper;
         }
         self.merge(&parts)
     }

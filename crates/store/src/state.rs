@@ -15,7 +15,7 @@ use snapshot::LayerId;
 use crate::{
     RecordId,
     meta::{Meta, T},
-    model::{LayerRow, RecordRow, now},
+    model::{LayerRow, RecordRow, Shape, now},
     record::Handle,
 };
 
@@ -275,6 +275,27 @@ impl State {
     /// The row that describes `id`, which may be a view.
     pub(crate) fn row(&self, id: &RecordId) -> Option<&RecordRow> {
         self.records.get(&self.keeper(id)?).map(|record| &record.row)
+    }
+
+    /// The records whose layers make up this one, lowest first: itself and those it was built on,
+    /// and for a merge those of its members.
+    pub(crate) fn layer_chain(&self, id: &RecordId) -> Vec<RecordId> {
+        let mut chain = Vec::new();
+        let mut left = vec![id.clone()];
+        while let Some(id) = left.pop() {
+            let Some(row) = self.row(&id) else { continue };
+            if row.shape != Shape::Merge {
+                chain.push(id);
+            }
+            match row.shape {
+                // Taken from the end: what is met first lies highest.
+                Shape::Merge => left.extend(row.parents.iter().cloned()),
+                Shape::Layer => left.extend(row.parents.first().cloned()),
+                Shape::Diff => {}
+            }
+        }
+        chain.reverse();
+        chain
     }
 
     /// Counts a use.

@@ -54,6 +54,27 @@ async fn diffs_use_the_layers_that_are_there() {
 }
 
 #[tokio::test]
+async fn diffs_of_merges_use_their_members_layers() {
+    let folder = folder();
+    let store = open(folder.path());
+    let base = with_file(&store, None, "a", "1").await;
+    let one = with_file(&store, Some(&base), "b", "2").await;
+    let two = with_file(&store, Some(&one), "c", "3").await;
+    let apart = with_file(&store, None, "d", "4").await;
+    let merged = store.merge(&[two.clone(), apart.clone()]).unwrap().unwrap();
+    let diff = store.diff(Some(&base), Some(&merged)).await.unwrap().unwrap();
+    assert_eq!(list(&diff.tree().unwrap()), "b 2\nc 3\nd 4");
+    assert_eq!(diff.layers(), &merged.layers()[1..]);
+    let built = with_file(&store, Some(&merged), "e", "5").await;
+    let diff = store.diff(Some(&one), Some(&built)).await.unwrap().unwrap();
+    assert_eq!(diff.layers(), &built.layers()[2..]);
+    // What was built on another member did not begin with this one.
+    let diff = store.diff(Some(&apart), Some(&merged)).await.unwrap().unwrap();
+    assert_eq!(list(&diff.tree().unwrap()), "a 1\nb 2\nc 3");
+    assert_eq!(diff.layers().len(), 1);
+}
+
+#[tokio::test]
 async fn other_diffs_compare_trees() {
     let folder = folder();
     let store = open(folder.path());
