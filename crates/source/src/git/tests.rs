@@ -187,7 +187,7 @@ async fn refs_become_commits_and_trees() {
         ("#trunk", vec![("git.checksum", "zz")], "invalid checksum zz for Git URL"),
         ("#trunk", vec![("git.checksum", "0000")], "expected checksum to match 0000, got"),
         ("#trunk", vec![("git.fetchbycommit", "true")], "fetch-by-commit requires a checksum"),
-        ("#trunk", vec![("git.bundle", "x")], "bundles are not read by this daemon"),
+        ("#trunk", vec![("git.bundle", "x")], "missing scheme"),
     ] {
         let error = bench.run(fragment, &attrs).await.unwrap_err();
         assert!(error.contains(expected), "{fragment}: {error}");
