@@ -259,7 +259,8 @@ impl Container for Running {
                 format!("mount index {index} is out of bounds ({available} available)"),
             )
         })?;
-        let late = || self.live.lock().expect("no panic with trees").get(&mount.mount.dest).cloned();
+        let late =
+            || self.live.lock().expect("no panic with trees").get(&mount.mount.dest).cloned();
         let live = mount.tree.clone().or_else(late);
         Ok(live.map(bridge::Live::handle).or_else(|| mount.handle.clone()))
     }

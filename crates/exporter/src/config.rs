@@ -317,9 +317,7 @@ mod tests {
             None,
             &[],
             None,
-            expect![
-                "image config for export: invalid null image config for export"
-            ],
+            expect!["image config for export: invalid null image config for export"],
         );
     }
 }

@@ -20,6 +20,4 @@ pub use exec::ceiling::below_ceiling;
 pub use exec::mounts::{Mounter, Ready, secret, secret_env};
 pub use exec::run::{extra_hosts, network, rlimits, security};
 pub use jobs::{Jobs, LogStream, StepLog};
-pub use worker::{
-    Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement,
-};
+pub use worker::{Bound, Config, Machine, Payload, Worker, bind, edge, needed_entitlement};

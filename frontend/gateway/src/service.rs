@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    Container, NewContainer, Process, ProcessEvent, ProcessInput, Run, capabilities, status::to_tonic,
-    wire as convert,
+    Container, NewContainer, Process, ProcessEvent, ProcessInput, Run, capabilities,
+    status::to_tonic, wire as convert,
 };
 
 /// Finds the run a call belongs to.

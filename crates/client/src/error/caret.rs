@@ -86,8 +86,16 @@ mod tests {
         };
         check_line("unknown instruction: RUNN (did you mean RUN?)", "RUNN x RUN", "^^^^");
         check_line("unknown flag: --lnk (did you mean link?)", "COPY --lnk a b", "     ^^^^^");
-        check("target stage \"b 1\" could not be found", "COPY --from=\"b 1\" a b", "             ^^^");
-        check("unexpected key 'targt' in 'targt=/x'", "RUN --mount=targt=/x y", "            ^^^^^^^^");
+        check(
+            "target stage \"b 1\" could not be found",
+            "COPY --from=\"b 1\" a b",
+            "             ^^^",
+        );
+        check(
+            "unexpected key 'targt' in 'targt=/x'",
+            "RUN --mount=targt=/x y",
+            "            ^^^^^^^^",
+        );
         check("invalid containerPort: 99999: use 1 to 65535", "EXPOSE 1 99999", "         ^^^^^");
         check(
             "failed to compute cache key: \"/nofile\": not found",

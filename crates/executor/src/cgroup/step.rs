@@ -178,12 +178,7 @@ impl StepGroup {
 
     /// A group in each v1 hierarchy: an insecure container may make groups of its own there. What
     /// cannot be had is not shown to it.
-    fn add_all_v1(
-        &mut self,
-        layout: &Layout,
-        folder: &Path,
-        announce: &mut impl FnMut(&Path),
-    ) {
+    fn add_all_v1(&mut self, layout: &Layout, folder: &Path, announce: &mut impl FnMut(&Path)) {
         for hierarchy in &layout.v1 {
             let Some(name) = hierarchy.controllers.first() else { continue };
             if self.find(name).is_some() {
