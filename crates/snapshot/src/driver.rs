@@ -113,6 +113,10 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
     /// Brings everything written so far to the disk (one `syncfs`).
     fn sync(&self) -> Result<(), SnapshotError>;
 
+    /// Whether removed layers have not really gone yet. What is being deleted is in no folder any
+    /// more, and not free before that has been done.
+    fn is_removing(&self) -> bool;
+
     /// Waits until all removed layers have really gone; for tests, accounting and shutdown.
     fn wait_removed(&self);
 }

@@ -161,6 +161,10 @@ impl Folders {
         sync().map_err(|error| SnapshotError::io("sync", &self.root, error))
     }
 
+    pub fn is_removing(&self) -> bool {
+        self.trash.is_pending()
+    }
+
     pub fn wait_removed(&self) {
         self.trash.wait();
     }

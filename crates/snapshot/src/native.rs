@@ -281,6 +281,10 @@ impl Snapshotter for Native {
         self.folders.sync()
     }
 
+    fn is_removing(&self) -> bool {
+        self.folders.is_removing()
+    }
+
     fn wait_removed(&self) {
         self.folders.wait_removed();
     }

@@ -288,6 +288,10 @@ impl Snapshotter for Overlay {
         self.folders.sync()
     }
 
+    fn is_removing(&self) -> bool {
+        self.folders.is_removing()
+    }
+
     fn wait_removed(&self) {
         self.folders.wait_removed();
     }

@@ -67,6 +67,11 @@ impl Trash {
         Ok(true)
     }
 
+    /// Whether something is left to remove.
+    pub fn is_pending(&self) -> bool {
+        *self.pending.count.lock().unwrap_or_else(PoisonError::into_inner) > 0
+    }
+
     /// Waits until nothing is left to remove.
     pub fn wait(&self) {
         let mut count = self.pending.count.lock().unwrap_or_else(PoisonError::into_inner);

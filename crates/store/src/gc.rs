@@ -212,9 +212,8 @@ impl Store {
     /// record had them.
     fn sweep(&self, released: &HashSet<Digest>, grace: Duration, pruned: &mut Pruned) {
         let mut marked = self.image_blobs();
-        self.mark(self.spoken_for(), &mut marked);
-        let young = self.content().young(grace);
-        self.mark(young.into_iter().filter(|digest| !released.contains(digest)), &mut marked);
+        self.mark(self.spoken_for(), &HashSet::new(), &mut marked);
+        self.mark(self.content().young(grace), released, &mut marked);
         for (digest, _) in self.content().list() {
             if marked.contains(&digest) {
                 continue;

@@ -112,9 +112,16 @@ impl Counts {
         self.recent.iter().map(|(_, sum)| *sum).max()
     }
 
-    fn add(&mut self, at: Instant, sum: u64) {
-        self.recent.retain(|(then, _)| then.elapsed() < SETTLED);
-        self.recent.push((at, sum));
+    /// While layers are `removing`, which takes as long as it takes, no count is given up for a
+    /// smaller one.
+    fn add(&mut self, at: Instant, sum: u64, removing: bool) {
+        if removing {
+            let most = self.sum().unwrap_or(0).max(sum);
+            self.recent = vec![(at, most)];
+        } else {
+            self.recent.retain(|(then, _)| then.elapsed() < SETTLED);
+            self.recent.push((at, sum));
+        }
         self.exact = true;
     }
 }
@@ -454,6 +461,7 @@ impl Store {
         let mut tries = 0;
         loop {
             let at = Instant::now();
+            let removing = self.snapshotter().is_removing();
             let used = self.count();
             let after = free(self.root());
             tries += 1;
@@ -462,7 +470,7 @@ impl Store {
             if settled || tries == TRIES {
                 let mut counts = self.space().counted.lock().unwrap();
                 if settled || counts.recent.is_empty() {
-                    counts.add(at, used + before.max(after));
+                    counts.add(at, used + before.max(after), removing);
                 }
                 return counts.sum().map_or(used, |sum| sum.saturating_sub(after));
             }

@@ -175,7 +175,7 @@ impl Store {
         let images = self.image_map().lock().unwrap();
         let named: Vec<Digest> = images.values().map(|it| it.descriptor.digest).collect();
         drop(images);
-        self.mark(named, &mut seen);
+        self.mark(named, &HashSet::new(), &mut seen);
         seen
     }
 
@@ -194,11 +194,17 @@ impl Store {
         blobs
     }
 
-    /// Adds these blobs to `seen`, and all that they speak of; what is in it was followed before.
-    pub(crate) fn mark(&self, blobs: impl IntoIterator<Item = Digest>, seen: &mut HashSet<Digest>) {
-        let mut queue: Vec<Digest> = blobs.into_iter().collect();
+    /// Adds these blobs to `seen`, and all that they speak of, but those `without` says; what is in
+    /// it was followed before.
+    pub(crate) fn mark(
+        &self,
+        blobs: Vec<Digest>,
+        without: &HashSet<Digest>,
+        seen: &mut HashSet<Digest>,
+    ) {
+        let mut queue = blobs;
         while let Some(digest) = queue.pop() {
-            if seen.insert(digest) {
+            if !without.contains(&digest) && seen.insert(digest) {
                 queue.extend(self.spoken_of(&digest));
             }
         }
@@ -209,7 +215,7 @@ impl Store {
     pub fn blobs_of_builds(&self) -> Vec<Digest> {
         let images = self.image_blobs();
         let mut builds = HashSet::new();
-        self.mark(self.spoken_for(), &mut builds);
+        self.mark(self.spoken_for(), &HashSet::new(), &mut builds);
         let all = self.content().list().into_iter().map(|(digest, _)| digest);
         all.filter(|digest| builds.contains(digest) || !images.contains(digest)).collect()
     }
