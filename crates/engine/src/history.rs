@@ -64,6 +64,9 @@ struct State {
     stored: BTreeMap<String, Kept>,
 }
 
+/// Bytes of a record's blob that are written at once.
+const BUFFER: usize = 64 << 10;
+
 /// What is in memory of a stored record: there may be thousands, and they are rarely asked for.
 struct Kept {
     completed: Option<SystemTime>,
@@ -293,8 +296,10 @@ impl History {
         media_type: &str,
         write: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>,
     ) -> Result<(control::Descriptor, Digest), String> {
-        let mut writer = self.store.content().writer().map_err(|error| error.to_string())?;
+        let writer = self.store.content().writer().map_err(|error| error.to_string())?;
+        let mut writer = std::io::BufWriter::with_capacity(BUFFER, writer);
         write(&mut writer).map_err(|error| error.to_string())?;
+        let writer = writer.into_inner().map_err(|error| error.to_string())?;
         let blob = writer
             .commit(None, None, BlobInfo::of_type(media_type))
             .map_err(|error| error.to_string())?;
