@@ -1,10 +1,13 @@
 //! All tests, as CI and people run them.
 
-use std::process::Command;
+use std::{
+    io::{BufRead as _, BufReader, Read, Write},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, bail};
 
-use crate::{cargo, fuzz, packages, root, run, target, tidy};
+use crate::{cargo, fuzz, packages, root, run, show, target, tidy};
 
 /// Programs that tests use, with their Debian packages. Tests that need a missing one say that they
 /// were skipped.
@@ -34,8 +37,69 @@ pub fn test(args: &[String]) -> anyhow::Result<()> {
     packages::ensure(PROGRAMS);
     // The whole-system tests drive the real programs.
     run(cargo().args(["build", "-p", "rbuildd", "-p", "rbuildctl"]))?;
-    run(cargo().args(["test", "--workspace", "--no-fail-fast"]).args(args))?;
+    whole_workspace(args)?;
     interop()
+}
+
+/// Name of the target with the whole-system tests, as cargo names it when it failed.
+const SYSTEM: &str = "`-p it --test system`";
+
+/// All Rust tests. Whole-system tests run many daemons, registries and containers side by side; if
+/// only some of those fail, each has to pass alone, and is named as unsteady.
+fn whole_workspace(args: &[String]) -> anyhow::Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(args);
+    let shown = show(&command);
+    eprintln!("$ {shown}");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("run cargo")?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let errors = std::thread::spawn(move || copy(stderr, std::io::stderr()));
+    let results = copy(stdout, std::io::stdout());
+    let errors = errors.join().expect("copying does not panic");
+    let status = child.wait().context("wait for cargo")?;
+    if status.success() {
+        return Ok(());
+    }
+    let targets: Vec<&str> = errors.iter().filter_map(|line| failed_target(line)).collect();
+    let unsteady = failed_tests(&results);
+    if targets != [SYSTEM] || unsteady.is_empty() {
+        bail!("{shown}: {status}");
+    }
+    for name in &unsteady {
+        run(cargo().args(["test", "--workspace", "--test", "system", "--", "--exact", name]))?;
+    }
+    println!("unsteady, passed alone: {}", unsteady.join(" "));
+    Ok(())
+}
+
+/// Passes lines on and keeps them.
+fn copy(from: Option<impl Read>, mut to: impl Write) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in from.into_iter().flat_map(|from| BufReader::new(from).split(b'\n')) {
+        let Ok(mut line) = line else { break };
+        line.push(b'\n');
+        _ = to.write_all(&line);
+        lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+    }
+    lines
+}
+
+/// The target that a line of cargo's says to have failed: the lines of its closing list.
+fn failed_target(line: &str) -> Option<&str> {
+    line.strip_prefix("    ").filter(|name| name.starts_with("`-p ") && name.ends_with('`'))
+}
+
+/// The tests that failed: those that a test program lists just before its result.
+fn failed_tests(lines: &[String]) -> Vec<&str> {
+    let mut failed = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        if line.starts_with("test result: FAILED") {
+            let listed = lines[..at].iter().rev().skip_while(|line| line.is_empty());
+            failed.extend(listed.map_while(|line| line.strip_prefix("    ")));
+        }
+    }
+    failed
 }
 
 /// The Go client against our daemon.
@@ -79,4 +143,19 @@ pub fn ci() -> anyhow::Result<()> {
     run(cargo().args(["clippy", "--workspace", "--all-targets"]))?;
     test(&[])?;
     fuzz::all(FUZZ_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_read() {
+        let lines = "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\n    no\n\nfailures:\n    gc::a\n    b\n\n\
+                     test result: FAILED. 1 passed; 2 failed";
+        let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+        assert_eq!(failed_tests(&lines), ["b", "gc::a"]);
+        assert_eq!(failed_target("    `-p it --test system`"), Some(SYSTEM));
+        assert_eq!(failed_target("error: 1 target failed:"), None);
+    }
 }

@@ -104,8 +104,11 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
         out: &mut dyn Write,
     ) -> Result<LayerInfo, LayerError>;
 
-    /// Bytes of layers that are being made, or removed and not gone yet.
-    fn aside(&self) -> u64;
+    /// Bytes of layers that do not exist yet.
+    fn being_made(&self) -> u64;
+
+    /// Bytes of removed layers that have not gone yet.
+    fn being_removed(&self) -> u64;
 
     /// Stops what this process writes to layers.
     fn brake(&self) -> &Brake;

@@ -69,10 +69,16 @@ impl Folders {
         &self.brake
     }
 
-    /// Bytes of what is being made and of what is being removed.
-    pub fn aside(&self) -> u64 {
-        let size = |name| usage::of(&self.root.join(name)).map_or(0, |usage| usage.bytes);
-        size(".new") + size(".trash")
+    pub fn being_made(&self) -> u64 {
+        self.bytes_below(".new")
+    }
+
+    pub fn being_removed(&self) -> u64 {
+        self.bytes_below(".trash")
+    }
+
+    fn bytes_below(&self, name: &str) -> u64 {
+        usage::of(&self.root.join(name)).map_or(0, |usage| usage.bytes)
     }
 
     pub fn empty(&self) -> PathBuf {

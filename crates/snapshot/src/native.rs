@@ -269,8 +269,12 @@ impl Snapshotter for Native {
         layer::write_double(base.as_ref(), &self.mount(upper, None)?, out)
     }
 
-    fn aside(&self) -> u64 {
-        self.folders.aside()
+    fn being_made(&self) -> u64 {
+        self.folders.being_made()
+    }
+
+    fn being_removed(&self) -> u64 {
+        self.folders.being_removed()
     }
 
     fn brake(&self) -> &Brake {

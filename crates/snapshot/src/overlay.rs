@@ -276,8 +276,12 @@ impl Snapshotter for Overlay {
         layer::write_double(base.as_ref(), &self.mount(upper, None)?, out)
     }
 
-    fn aside(&self) -> u64 {
-        self.folders.aside()
+    fn being_made(&self) -> u64 {
+        self.folders.being_made()
+    }
+
+    fn being_removed(&self) -> u64 {
+        self.folders.being_removed()
     }
 
     fn brake(&self) -> &Brake {

@@ -131,7 +131,8 @@ fn look(store: &Weak<Store>, lines: Lines, holder: &Thread, keeper: &Thread) {
                 if used > lines.end && old < TRUSTED {
                     space.end_unheld(pressure);
                 }
-                if since.elapsed() > PATIENCE && store.snapshotter().brake().get() == Pedal::Wait {
+                let waits = store.snapshotter().brake().get() == Pedal::Wait;
+                if waits && since.elapsed() > PATIENCE && !store.is_removing() {
                     store.fail_writers();
                 }
                 HELD.min(pause_before(lines.end.saturating_sub(used), per_ms))
@@ -182,7 +183,8 @@ fn keep(store: &Weak<Store>, lines: Lines) {
 }
 
 impl Keeper {
-    /// Counts if it is time to, collects if little room is left, and has somebody end if none is.
+    /// Counts if it is time to, collects if little room is left, and has somebody end if there is
+    /// none and nothing is being removed.
     fn tend(&mut self, store: &Store, lines: Lines) {
         let space = store.space();
         let used = self.count(store, lines);
@@ -204,6 +206,10 @@ impl Keeper {
             // Whoever writes on will be held again, and then it is clear who.
             space.want_held(false);
             return store.snapshotter().brake().set(Pedal::Go);
+        }
+        if store.is_removing() {
+            // There will be room without ending anybody.
+            return store.wait_removed();
         }
         let pressure = Pressure { used, ceiling: lines.ceiling };
         self.ending = store.withdraw(pressure);

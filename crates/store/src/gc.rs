@@ -152,7 +152,7 @@ impl Store {
         let asked = options.iter().map(|options| options.grace.unwrap_or(grace)).max();
         let grace = asked.map_or(grace, |asked| asked.min(grace));
         self.sweep(&released, grace, &mut pruned);
-        self.snapshotter().wait_removed();
+        self.wait_removed();
         self.space().changed();
         pruned
     }

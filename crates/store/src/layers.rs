@@ -94,6 +94,11 @@ impl Tidy {
         }
     }
 
+    /// Whether something is left to do.
+    pub(crate) fn is_busy(&self) -> bool {
+        *self.open.0.lock().unwrap() > 0
+    }
+
     /// Waits until nothing is left to do.
     pub(crate) fn wait(&self) {
         let mut open = self.open.0.lock().unwrap();

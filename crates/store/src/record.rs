@@ -249,7 +249,7 @@ impl Drop for Handle {
             let mut index = index.lock().unwrap();
             index.is_dirty().then(|| index.to_bytes())
         });
-        let (layers, mutable) = {
+        let mutable = {
             let mut state = self.store.state();
             let Some(keeper) = state.keeper(&self.id) else { return };
             if let Some(bytes) = learnt {
@@ -263,17 +263,14 @@ impl Drop for Handle {
             }
             let (discard, mutable) = (record.discard && record.idle(), record.row.mutable);
             if discard {
-                (state.remove_idle(&keeper, self.store.meta()), mutable)
-            } else {
-                if !*self.unused.get_mut() {
-                    state.used(&keeper, self.store.meta());
-                }
-                (Vec::new(), mutable)
+                let layers = state.remove_idle(&keeper, self.store.meta());
+                // Before others can find neither the record nor its removal.
+                self.store.tidy().add(Chore::Remove(layers));
+            } else if !*self.unused.get_mut() {
+                state.used(&keeper, self.store.meta());
             }
+            mutable
         };
-        if !layers.is_empty() {
-            self.store.tidy().add(Chore::Remove(layers));
-        }
         if mutable {
             self.store.released().notify_waiters();
         }
@@ -572,13 +569,11 @@ impl Drop for MutRef {
             Ending::Nothing => return,
             Ending::Release => self.release(),
             Ending::Remove => {
-                let layers = {
-                    let mut state = self.store.state();
-                    if let Some(record) = state.records.get_mut(&self.id) {
-                        record.writer = false;
-                    }
-                    state.remove_idle(&self.id, self.store.meta())
-                };
+                let mut state = self.store.state();
+                if let Some(record) = state.records.get_mut(&self.id) {
+                    record.writer = false;
+                }
+                let layers = state.remove_idle(&self.id, self.store.meta());
                 self.store.tidy().add(Chore::Remove(layers));
             }
         }

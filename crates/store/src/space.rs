@@ -279,18 +279,15 @@ impl Space {
         }
     }
 
-    /// Withdraws the rooms of those that write on although they are held; whether there were any.
-    pub(crate) fn end_unheld(&self, pressure: Pressure) -> bool {
-        let mut any = false;
+    /// Withdraws the rooms of those that write on although they are held.
+    pub(crate) fn end_unheld(&self, pressure: Pressure) {
         let live = self.rooms().live();
         for room in live {
             let writes = room.writers().iter().any(|writer| !writer.is_still());
             if writes && !room.is_withdrawn() {
                 room.withdraw(pressure);
-                any = true;
             }
         }
-        any
     }
 
     /// Bytes in use, followed from the last count by the disk's free space, and how old that is.
@@ -461,7 +458,7 @@ impl Store {
         let mut tries = 0;
         loop {
             let at = Instant::now();
-            let removing = self.snapshotter().is_removing();
+            let removing = self.is_removing();
             let used = self.count();
             let after = free(self.root());
             tries += 1;
@@ -478,7 +475,23 @@ impl Store {
         }
     }
 
+    /// Whether something is in no count any more and still takes its room.
+    pub(crate) fn is_removing(&self) -> bool {
+        self.space().collecting.try_lock().is_err()
+            || self.tidy().is_busy()
+            || self.snapshotter().is_removing()
+    }
+
+    /// Waits until what was removed has really gone.
+    pub(crate) fn wait_removed(&self) {
+        self.tidy().wait();
+        self.snapshotter().wait_removed();
+    }
+
+    /// Layers are made, then there, then removed: counting against that order finds none twice. What
+    /// it misses instead was in a count of a moment ago.
     fn count(&self) -> u64 {
+        let removed = self.snapshotter().being_removed();
         let writing = self.writing();
         let known: u64 = {
             let state = self.state();
@@ -486,7 +499,8 @@ impl Store {
                 state.layers.iter().filter(|(id, it)| it.row.here && !writing.contains_key(*id));
             done.map(|(_, layer)| layer.row.size).sum()
         };
-        known
+        removed
+            + known
             + writing.values().map(|(bytes, _)| bytes).sum::<u64>()
             + self.content().allocated().values().sum::<u64>()
             + self.overhead_files()
@@ -506,7 +520,7 @@ impl Store {
         measured.collect()
     }
 
-    /// Everything that is neither a layer nor a finished blob.
+    /// Everything that is neither a layer, removed or not, nor a finished blob.
     pub(crate) fn overhead_files(&self) -> u64 {
         let root = self.root();
         let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
@@ -514,7 +528,7 @@ impl Store {
             .filter(|entry| !matches!(entry.file_name().to_str(), Some("content" | "snapshots")));
         others.map(|entry| allocated_below(&entry.path())).sum::<u64>()
             + allocated_below(&root.join("content").join("ingest"))
-            + self.snapshotter().aside()
+            + self.snapshotter().being_made()
     }
 
     /// Withdraws the room of whoever wrote most, if there is anybody left.

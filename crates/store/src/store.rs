@@ -204,8 +204,7 @@ impl Store {
     pub async fn settle(self: &Arc<Self>) {
         let store = self.clone();
         _ = crate::record::blocking("settle", move || {
-            store.tidy.wait();
-            store.snapshotter.wait_removed();
+            store.wait_removed();
             Ok(())
         })
         .await;

@@ -118,12 +118,14 @@ impl Store {
         let volumes = allocated_below(&self.root().join("volumes"));
         let folders = ["", "content", "content/sha256", "snapshots"];
         let folders: u64 = folders.iter().map(|name| allocated(&self.root().join(name))).sum();
+        let removed = self.snapshotter().being_removed();
+        let files = self.overhead_files().saturating_sub(meta + ingest + volumes);
         Overhead {
             meta,
             blobs: census.other_blobs,
             in_flight: ingest,
             volumes,
-            other: folders + self.overhead_files().saturating_sub(meta + ingest + volumes),
+            other: folders + removed + files,
         }
     }
 
