@@ -272,13 +272,8 @@ impl Running {
         let secrets = ops::secret_env(&group, &process.secret_env)
             .await
             .map_err(|error| failure::from_op(&error))?;
-        let mut given = process.meta.env.clone();
-        if let Some(platform) = self.request.platform.as_ref()
-            && executor::env::get(&given, "PATH").is_none()
-        {
-            given.push(format!("PATH={}", executor::env::default_path(&platform.os)));
-        }
-        let mut env = executor::env::finalise(&given, None, secrets, &[]);
+        let os = self.request.platform.as_ref().map_or("linux", |platform| &platform.os);
+        let mut env = executor::env::finalise(os, &process.meta.env, None, secrets, &[]);
         if process.tty && executor::env::get(&env, "TERM").is_none() {
             env.push("TERM=xterm".into());
         }

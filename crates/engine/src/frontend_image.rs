@@ -331,7 +331,7 @@ fn spec(bridge: &JobBridge, image: &Image, root: Root) -> Spec {
     env.push(format!("BUILDKIT_SESSION_ID={}", bridge.job.session));
     env.push(format!("BUILDKIT_WORKERS={}", workers(bridge)));
     env.push(format!("BUILDKIT_EXPORTEDPRODUCT={}", bridge.exported_product()));
-    executor::env::with_default_path(&mut env);
+    executor::env::with_default_path("linux", &mut env);
     let args = match config.entrypoint.as_slice() {
         [] => vec!["/run".to_owned()],
         entrypoint => entrypoint.to_vec(),

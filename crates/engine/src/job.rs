@@ -46,8 +46,8 @@ pub struct Job {
     graphs: Mutex<Graphs>,
     /// The logs of shared steps; set when the job is listed.
     late: OnceLock<Arc<Late>>,
-    /// Its turn to get ready.
-    turn: Mutex<Turn>,
+    /// Its turn to get ready; set when it came.
+    turn: OnceLock<Turn>,
     /// The remote caches it imports from.
     pub(crate) imports: crate::cache::JobImports,
 }
@@ -115,8 +115,11 @@ impl Job {
         Some(Received { digest: vertex.received, vertex: vertex.clone(), locations })
     }
 
-    fn turn(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().expect("no panic while holding a turn")
+    /// It is ready, or over.
+    fn end_turn(&self) {
+        if let Some(turn) = self.turn.get() {
+            turn.end();
+        }
     }
 
     /// It is ready when its first step begins.
@@ -124,7 +127,7 @@ impl Job {
         let graphs = self.graphs();
         let known = graphs.vertices.get(vertex);
         if !known.is_some_and(|(_, vertex)| matches!(vertex.op.op, Some(pb::op::Op::Source(_)))) {
-            self.turn().end();
+            self.end_turn();
         }
     }
 
@@ -146,7 +149,7 @@ impl Job {
             late.catch_up();
         }
         self.journal.close();
-        self.turn().end();
+        self.end_turn();
         // It stays listed for a while, for clients that ask late for its progress alone.
         *self.graphs() = Graphs::default();
     }
@@ -192,7 +195,7 @@ impl Jobs {
 
     /// Waits until `job` may get ready.
     pub(crate) async fn turn(&self, job: &Job) {
-        *job.turn() = self.turns.wait().await;
+        _ = job.turn.set(self.turns.wait().await);
     }
 
     pub(crate) fn remove(&self, job: &Weak<Job>) {

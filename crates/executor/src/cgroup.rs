@@ -200,7 +200,7 @@ pub fn oom_killed(folder: &Path) -> Option<bool> {
     count.map(|count| count > 0)
 }
 
-fn write(folder: &Path, file: &str, value: &str) -> io::Result<()> {
+pub(crate) fn write(folder: &Path, file: &str, value: &str) -> io::Result<()> {
     let path = folder.join(file);
     // Without truncation and creation, which these files refuse.
     let written = fs::OpenOptions::new()

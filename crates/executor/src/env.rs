@@ -21,9 +21,10 @@ pub struct Proxy {
     pub all: String,
 }
 
-/// The final environment: `env`, proxy variables in upper then lower case, the default `PATH`
+/// The final environment of a process of the operating system `os`: `env`, proxy variables in upper then lower case, the default `PATH`
 /// when none is given, secret variables, and those of `if_missing` whose name is not yet taken.
 pub fn finalise(
+    os: &str,
     env: &[String],
     proxy: Option<&Proxy>,
     secrets: impl IntoIterator<Item = (String, String)>,
@@ -44,7 +45,7 @@ pub fn finalise(
             }
         }
     }
-    with_default_path(&mut result);
+    with_default_path(os, &mut result);
     result.extend(secrets.into_iter().map(|(name, value)| format!("{name}={value}")));
     for line in if_missing {
         if get(&result, name(line)).is_none() {
@@ -54,18 +55,11 @@ pub fn finalise(
     result
 }
 
-/// The `PATH` of a process of this operating system that was given none.
-pub fn default_path(os: &str) -> &'static str {
-    match os {
-        "windows" => WINDOWS_PATH,
-        _ => DEFAULT_PATH,
-    }
-}
-
-/// Adds the default `PATH` when there is none.
-pub fn with_default_path(env: &mut Vec<String>) {
+/// Adds the default `PATH` of an operating system when there is none.
+pub fn with_default_path(os: &str, env: &mut Vec<String>) {
     if get(env, "PATH").is_none() {
-        env.push(format!("PATH={DEFAULT_PATH}"));
+        let path = if os == "windows" { WINDOWS_PATH } else { DEFAULT_PATH };
+        env.push(format!("PATH={path}"));
     }
 }
 
@@ -109,7 +103,7 @@ mod tests {
         let proxy = Proxy { http: "h".into(), no: "n".into(), ..Proxy::default() };
         let secrets = [("S".to_owned(), "s".to_owned())];
         assert_eq!(
-            finalise(&lines("A=1"), Some(&proxy), secrets, &lines("A=9 T=t")).join(" "),
+            finalise("linux", &lines("A=1"), Some(&proxy), secrets, &lines("A=9 T=t")).join(" "),
             format!(
                 "A=1 HTTP_PROXY=h http_proxy=h NO_PROXY=n no_proxy=n PATH={DEFAULT_PATH} S=s T=t"
             )
@@ -118,7 +112,16 @@ mod tests {
 
     #[test]
     fn a_given_path_stays() {
-        assert_eq!(finalise(&lines("PATH= B=2"), None, [], &[]), lines("PATH= B=2"));
+        let given = lines("PATH= B=2");
+        assert_eq!(finalise("linux", &given, None, [], &[]), given);
+        assert_eq!(finalise("windows", &given, None, [], &[]), given);
+    }
+
+    #[test]
+    fn each_system_has_its_path() {
+        let path = |os| finalise(os, &[], None, [], &[]).join(" ");
+        assert_eq!(path("linux"), format!("PATH={DEFAULT_PATH}"));
+        assert_eq!(path("windows"), format!("PATH={WINDOWS_PATH}"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! takes as long as writing does.
 
 use std::{
-    fs, io,
+    fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use crate::sys;
+use crate::{cgroup::write, sys};
 
 /// Freezes, thaws and kills one container; clones do so with the same one.
 #[derive(Debug, Clone, Default)]
@@ -82,7 +82,7 @@ impl Freezer {
     fn tell(&self, frozen: bool) {
         if let Some(group) = self.group() {
             // It is gone when the container has ended.
-            _ = write(&group.join("cgroup.freeze"), if frozen { "1" } else { "0" });
+            _ = write(group, "cgroup.freeze", if frozen { "1" } else { "0" });
         }
     }
 
@@ -107,11 +107,6 @@ impl Freezer {
     pub(crate) fn ended(&self) {
         self.0.ended.store(true, SeqCst);
     }
-}
-
-fn write(path: &Path, value: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).open(path)?;
-    io::Write::write_all(&mut file, value.as_bytes())
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ const OFFSET_FIRST_ARGUMENT: u32 = 16;
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const IF_GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 const IF_GREATER_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const IF_BITS: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
 const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
@@ -262,40 +263,51 @@ fn one_of(
     miss: libc::sock_filter,
 ) -> Vec<libc::sock_filter> {
     let mut program = vec![load];
-    for (at, value) in values.iter().enumerate() {
-        program.push(branch(IF_EQUAL, *value, (values.len() - at) as u8, 0));
-    }
+    program.extend(skip_one_if_any(values));
     program.extend([miss, hit]);
     program
+}
+
+/// Passes over the next instruction if what was loaded is one of these.
+fn skip_one_if_any(values: &[u32]) -> impl Iterator<Item = libc::sock_filter> {
+    let count = values.len();
+    values
+        .iter()
+        .enumerate()
+        .map(move |(at, value)| branch(IF_EQUAL, *value, (count - at) as u8, 0))
+}
+
+/// What the kernel would do, with `load` for what it finds at an offset of the call.
+#[cfg(test)]
+fn evaluate(filter: &Filter, load: impl Fn(u32) -> u32) -> u32 {
+    let (mut at, mut value) = (0, 0);
+    loop {
+        let libc::sock_filter { code, jt, jf, k } = filter.program[at];
+        at += 1;
+        let mut choose = |condition| at += usize::from(if condition { jt } else { jf });
+        match code {
+            LOAD => value = load(k),
+            RETURN => return k,
+            JUMP => at += k as usize,
+            IF_EQUAL => choose(value == k),
+            IF_GREATER => choose(value > k),
+            IF_GREATER_EQUAL => choose(value >= k),
+            IF_BITS => choose(value & k != 0),
+            _ => panic!("unknown instruction {code:#x}"),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What the kernel would do.
     fn evaluate(filter: &Filter, arch: u32, number: u32, argument: u32) -> u32 {
-        let (mut at, mut value) = (0, 0);
-        loop {
-            let libc::sock_filter { code, jt, jf, k } = filter.program[at];
-            at += 1;
-            let mut choose = |condition| at += usize::from(if condition { jt } else { jf });
-            match code {
-                LOAD => {
-                    value = match k {
-                        OFFSET_NUMBER => number,
-                        OFFSET_ARCH => arch,
-                        _ => argument,
-                    }
-                }
-                RETURN => return k,
-                JUMP => at += k as usize,
-                IF_EQUAL => choose(value == k),
-                IF_GREATER_EQUAL => choose(value >= k),
-                IF_BITS => choose(value & k != 0),
-                _ => panic!("unknown instruction {code}"),
-            }
-        }
+        super::evaluate(filter, |offset| match offset {
+            OFFSET_NUMBER => number,
+            OFFSET_ARCH => arch,
+            _ => argument,
+        })
     }
 
     #[test]

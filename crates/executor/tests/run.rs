@@ -158,7 +158,8 @@ container_test!(exit_codes_and_output, tree, {
 
 container_test!(environment, tree, {
     let mut spec = tree.spec(&["env"]);
-    spec.process.env = executor::env::finalise(&["A=1".into(), "A=2".into()], None, [], &[]);
+    spec.process.env =
+        executor::env::finalise("linux", &["A=1".into(), "A=2".into()], None, [], &[]);
     check(spec, &format!("A=2\n{PATH}\nHOME=/root\n")).await;
     let mut spec = tree.spec(&["env"]);
     spec.process.env = vec![PATH.into(), "HOME=/x".into()];

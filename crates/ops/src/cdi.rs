@@ -92,7 +92,7 @@ struct DeviceEntry {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Text {
-    Text(String),
+    Quoted(String),
     Bool(bool),
     Number(i64),
 }
@@ -100,7 +100,7 @@ enum Text {
 impl Text {
     fn into_string(self) -> String {
         match self {
-            Self::Text(text) => text,
+            Self::Quoted(text) => text,
             Self::Bool(value) => value.to_string(),
             Self::Number(value) => value.to_string(),
         }

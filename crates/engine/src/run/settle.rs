@@ -279,7 +279,7 @@ fn environment(request: &wire::RunRequest, config: &RunConfig, hostname: &str) -
         env.push("TERM=xterm".into());
     }
     env.extend(config.env.iter().chain(&request.env).cloned());
-    executor::env::with_default_path(&mut env);
+    executor::env::with_default_path("linux", &mut env);
     executor::env::unique(&env)
 }
 

@@ -73,33 +73,36 @@ impl StepGroup {
             group.remove();
             return Err(error);
         }
-        if request.freezable && group.into.is_none() {
+        if let Some(v2) = layout.v2.as_ref().filter(|_| request.freezable && group.into.is_none()) {
             // Where it cannot be had, the container is killed instead of frozen.
-            _ = group.add_freezable(layout, request, &folder, &mut announce);
+            _ = group.make_v2(FREEZER, v2.join(&folder), layout, request, &mut announce);
         }
         Ok(group)
     }
 
-    /// A v2 group without controllers.
-    fn add_freezable(
+    /// A v2 group, with its devices if they are governed there. It is gone again after an error.
+    fn make_v2(
         &mut self,
+        name: &str,
+        path: PathBuf,
         layout: &Layout,
         request: &Request<'_>,
-        folder: &Path,
         announce: &mut impl FnMut(&Path),
     ) -> io::Result<()> {
-        let v2 = layout.v2.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let path = v2.join(folder);
         announce(&path);
         fs::create_dir_all(&path)?;
-        if layout.devices == Some(DeviceControl::V2)
-            && let Err(error) = request.policy.apply_v2(&path)
-        {
-            remove_tree(&path);
-            return Err(error);
+        let devices = match layout.devices {
+            Some(DeviceControl::V2) => request.policy.apply_v2(&path),
+            _ => Ok(()),
+        };
+        match devices.and_then(|()| open_folder(&path)) {
+            Ok(into) => self.into = Some(into),
+            Err(error) => {
+                remove_tree(&path);
+                return Err(error);
+            }
         }
-        self.into = Some(open_folder(&path)?);
-        self.folders.push((FREEZER.to_owned(), path));
+        self.folders.push((name.to_owned(), path));
         Ok(())
     }
 
@@ -133,16 +136,9 @@ impl StepGroup {
             .or_else(|| layout.v2.as_deref().filter(|_| devices_v2))
         {
             let path = v2.join(folder);
-            announce(&path);
             enable_controllers(v2, folder)?;
-            fs::create_dir_all(&path)?;
-            self.folders.push((String::new(), path.clone()));
-            if layout.devices == Some(DeviceControl::V2) {
-                request.policy.apply_v2(&path)?;
-            }
-            apply_v2(&path, request.resources)?;
-            self.into = Some(open_folder(&path)?);
-            return Ok(());
+            self.make_v2("", path.clone(), layout, request, announce)?;
+            return apply_v2(&path, request.resources);
         }
         if request.policy.all {
             self.add_all_v1(layout, folder, announce);

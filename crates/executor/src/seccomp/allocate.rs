@@ -5,13 +5,13 @@
 //! Calls that give space back are let through.
 
 use super::{
-    ALLOW, ARCH_AARCH64, ARCH_RISCV64, ARCH_X86, ARCH_X86_64, Filter, IF_BITS, IF_EQUAL, JUMP,
-    LOAD, OFFSET_ARCH, OFFSET_FIRST_ARGUMENT, OFFSET_NUMBER, RETURN, X32, branch, errno, op,
+    ALLOW, ARCH_AARCH64, ARCH_RISCV64, ARCH_X86, ARCH_X86_64, Filter, IF_BITS, IF_EQUAL,
+    IF_GREATER, JUMP, LOAD, OFFSET_ARCH, OFFSET_FIRST_ARGUMENT, OFFSET_NUMBER, RETURN, X32, branch,
+    errno, op, skip_one_if_any,
 };
 
 /// Modes that take no space: punching, collapsing and inserting ranges.
 const HARMLESS: u32 = 0x02 | 0x08 | 0x20;
-const IF_GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 
 /// A filter that lets one call set aside at most `most` bytes; `None` on unknown machines.
 pub fn limit(most: u64) -> Option<Filter> {
@@ -29,9 +29,7 @@ pub fn limit(most: u64) -> Option<Filter> {
     let mut program = vec![op(LOAD, OFFSET_ARCH)];
     for (arch, numbers, (low, high)) in calls {
         let mut body = vec![op(LOAD, OFFSET_NUMBER)];
-        for (at, number) in numbers.iter().enumerate() {
-            body.push(branch(IF_EQUAL, *number, (numbers.len() - at) as u8, 0));
-        }
+        body.extend(skip_one_if_any(numbers));
         body.extend([
             allow,
             op(LOAD, first(1)),
@@ -58,31 +56,15 @@ mod tests {
 
     /// What the kernel would do with `fallocate(fd, mode, 0, length)`.
     fn evaluate(filter: &Filter, arch: u32, number: u32, mode: u32, length: u64) -> u32 {
-        let halves = if arch == ARCH_X86 { (48, 56) } else { (40, 44) };
-        let (mut at, mut value) = (0, 0);
-        loop {
-            let libc::sock_filter { code, jt, jf, k } = filter.program[at];
-            at += 1;
-            let mut choose = |condition| at += usize::from(if condition { jt } else { jf });
-            match code {
-                LOAD => {
-                    value = match k {
-                        OFFSET_NUMBER => number,
-                        OFFSET_ARCH => arch,
-                        24 => mode,
-                        k if k == halves.0 => length as u32,
-                        k if k == halves.1 => (length >> 32) as u32,
-                        _ => panic!("argument at {k} is nothing we look at"),
-                    }
-                }
-                RETURN => return k,
-                JUMP => at += k as usize,
-                IF_EQUAL => choose(value == k),
-                IF_GREATER => choose(value > k),
-                IF_BITS => choose(value & k != 0),
-                _ => panic!("{code:#x}"),
-            }
-        }
+        let (low, high) = if arch == ARCH_X86 { (48, 56) } else { (40, 44) };
+        crate::seccomp::evaluate(filter, |offset| match offset {
+            OFFSET_NUMBER => number,
+            OFFSET_ARCH => arch,
+            24 => mode,
+            _ if offset == low => length as u32,
+            _ if offset == high => (length >> 32) as u32,
+            _ => panic!("argument at {offset} is nothing we look at"),
+        })
     }
 
     #[test]

@@ -240,7 +240,13 @@ impl Run<'_> {
         });
         let process = executor::Process {
             args: meta.args.clone(),
-            env: executor::env::finalise(&meta.env, proxy.as_ref(), secrets, &self.trace_env()),
+            env: executor::env::finalise(
+                &self.platform.os,
+                &meta.env,
+                proxy.as_ref(),
+                secrets,
+                &self.trace_env(),
+            ),
             cwd: meta.cwd.clone(),
             user: meta.user.clone(),
             rlimits: rlimits(&meta.ulimit),
