@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long an ended build can still be asked about as if it ran.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(3);
 /// The newest 1.x release of the Dockerfile language that the built-in frontend equals.
 const DOCKERFILE_MINOR: u32 = 26;
 /// The same, as provenance says it.

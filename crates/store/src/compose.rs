@@ -236,7 +236,7 @@ impl Store {
             state.settle_parent(part.id(), self.meta());
         }
         if let (Some(layer), Some(own)) = (&row.own, own) {
-            state.layers.insert(layer.clone(), Layer { row: own, owners: 0 });
+            state.layers.insert(layer.clone(), Layer::new(own));
         }
         state.insert(id.clone(), Record::new(row));
         state.save_both(&id, self.meta());

@@ -148,7 +148,7 @@ impl Store {
         let own = state.by_chain(&chain, &lowers).unwrap_or_else(LayerId::random);
         let known = state.layers.entry(own.clone()).or_insert_with(|| {
             let row = LayerRow { diff_id: Some(layer.diff_id), ..LayerRow::default() };
-            Layer { row, owners: 0 }
+            Layer::new(row)
         });
         if !known.row.blobs.iter().any(|it| it.digest == layer.descriptor.digest) {
             known.row.blobs.push(layer.descriptor.clone().into());

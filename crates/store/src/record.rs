@@ -333,7 +333,7 @@ impl Store {
             state.settle_parent(parent.id(), self.meta());
         }
         let layer_row = LayerRow { here: true, writing: true, ..LayerRow::default() };
-        state.layers.insert(layer.clone(), Layer { row: layer_row, owners: 0 });
+        state.layers.insert(layer.clone(), Layer::new(layer_row));
         state.insert(
             id.clone(),
             Record {

@@ -195,7 +195,7 @@ fn load_records(
             meta.set(T::Layers, id.as_str(), Some(crate::state::json(&row)));
             measure.push(Chore::Measure(id.clone()));
         }
-        state.layers.insert(id, Layer { row, owners: 0 });
+        state.layers.insert(id, Layer::new(row));
     }
     // Oldest first, so that the first owner of a shared layer stays the first.
     let mut order: Vec<_> = records.into_iter().collect();

@@ -77,10 +77,17 @@ impl Record {
     }
 }
 
-/// A layer and how many records call it their own.
+/// A layer and the records that call it their own, oldest first.
 pub(crate) struct Layer {
     pub row: LayerRow,
-    pub owners: usize,
+    owners: Vec<RecordId>,
+}
+
+impl Layer {
+    /// One that nobody owns yet.
+    pub(crate) fn new(row: LayerRow) -> Self {
+        Self { row, owners: Vec::new() }
+    }
 }
 
 /// Records, layers, and the ways to find them.
@@ -94,7 +101,6 @@ pub(crate) struct State {
     by_key: HashMap<String, Vec<RecordId>>,
     by_blob_chain: HashMap<Digest, RecordId>,
     by_chain: HashMap<Digest, Vec<RecordId>>,
-    by_own: HashMap<LayerId, Vec<RecordId>>,
 }
 
 impl State {
@@ -112,11 +118,9 @@ impl State {
             self.views.insert(view.clone(), id.clone());
         }
         if let Some(own) = &record.row.own {
-            self.layers
-                .entry(own.clone())
-                .or_insert_with(|| Layer { row: LayerRow::default(), owners: 0 })
-                .owners += 1;
-            push_one(self.by_own.entry(own.clone()).or_default(), &id);
+            let layer = self.layers.entry(own.clone());
+            let layer = layer.or_insert_with(|| Layer::new(LayerRow::default()));
+            push_one(&mut layer.owners, &id);
         }
         self.index_chains(&id, &record.row);
         self.records.insert(id, Box::new(record));
@@ -170,10 +174,9 @@ impl State {
         }
         let mut orphan = None;
         if let Some(own) = &record.row.own {
-            remove_from(&mut self.by_own, own, id);
             if let Some(layer) = self.layers.get_mut(own) {
-                layer.owners -= 1;
-                if layer.owners == 0 {
+                layer.owners.retain(|owner| owner != id);
+                if layer.owners.is_empty() {
                     self.layers.remove(own);
                     orphan = Some(own.clone());
                 }
@@ -220,11 +223,9 @@ impl State {
 
     /// Queues a layer's row for the database, if a stored record owns it.
     pub(crate) fn save_layer(&self, id: &LayerId, meta: &Meta) {
-        let owners = self.by_own.get(id).into_iter().flatten();
-        let mut owners = owners.filter_map(|owner| self.records.get(owner));
-        if let Some(layer) = self.layers.get(id)
-            && owners.any(|owner| owner.stored())
-        {
+        let Some(layer) = self.layers.get(id) else { return };
+        let mut owners = layer.owners.iter().filter_map(|owner| self.records.get(owner));
+        if owners.any(|owner| owner.stored()) {
             meta.set(T::Layers, id.as_str(), Some(json(&layer.row)));
         }
     }
@@ -332,7 +333,7 @@ impl State {
 
     /// A record whose own layer this is.
     pub(crate) fn owner(&self, layer: &LayerId) -> Option<&RecordId> {
-        self.by_own.get(layer)?.first()
+        self.layers.get(layer)?.owners.first()
     }
 
     /// Whether all these layers are unpacked.
@@ -353,7 +354,7 @@ impl State {
             let row = own.as_ref().and_then(|own| self.layers.get(own)).map(|it| it.row.clone());
             let taken = self.take_out(mutable).expect("it was there a moment ago");
             if let (Some(own), Some(row)) = (own, row) {
-                self.layers.entry(own).or_insert(Layer { row, owners: 0 });
+                self.layers.entry(own).or_insert_with(|| Layer::new(row));
             }
             taken
         };
