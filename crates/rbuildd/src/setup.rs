@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -20,8 +20,10 @@ use crate::{builds::Builds, config::Config, idle::Idle, serve::Services, trace::
 /// The collector runs this long after a build, and at most once in [`COLLECT_PAUSE`].
 const COLLECT_DELAY: Duration = Duration::from_secs(1);
 const COLLECT_PAUSE: Duration = Duration::from_secs(60);
-/// Within that, free memory goes back to the system this often.
-const TRIM_PAUSE: Duration = Duration::from_secs(12);
+/// Within that, free memory goes back to the system this often, as long as that takes no more than a
+/// part of the time.
+const TRIM_PAUSE: Duration = Duration::from_secs(1);
+const TRIM_PART: u32 = 200;
 /// Folders where emulators of foreign processors are looked for besides PATH.
 const EMULATORS: &[&str] = &["/usr/bin", "/usr/local/bin", "/usr/libexec/rbuild"];
 
@@ -287,12 +289,13 @@ async fn collect(engine: std::sync::Weak<Engine>) {
         }
         strong.history().collect();
         drop(strong);
-        // What builds leave for a moment is gone some seconds after them.
-        for _ in 0..COLLECT_PAUSE.as_secs() / TRIM_PAUSE.as_secs() {
+        // What builds leave for a moment is gone some seconds after them, or others come.
+        let collected = Instant::now();
+        while collected.elapsed() < COLLECT_PAUSE {
+            let before = Instant::now();
             crate::memory::trim();
-            tokio::time::sleep(TRIM_PAUSE).await;
+            tokio::time::sleep(TRIM_PAUSE.max(before.elapsed() * TRIM_PART)).await;
         }
-        crate::memory::trim();
         let Some(strong) = engine.upgrade() else { return };
         strong.build_ended().await;
     }
