@@ -301,10 +301,10 @@ fn search(name: &str, env: &[String]) -> Result<String, (i32, String)> {
     if name.contains('/') {
         return match usable(name) {
             Ok(()) => Ok(name.to_owned()),
-            Err(error) => {
-                let code = if error == rustix::io::Errno::NOENT { 127 } else { 126 };
-                Err((code, describe(&error.into())))
+            Err(rustix::io::Errno::NOENT) => {
+                Err((127, format!("stat {name}: no such file or directory")))
             }
+            Err(error) => Err((126, describe(&error.into()))),
         };
     }
     let mut denied = None;

@@ -34,6 +34,10 @@ fn mistakes_in_the_dockerfile_are_named_with_their_line() {
     assert!(failing.contains("Dockerfile:4"), "{failing}");
     let command = refused(&daemon, "RUN no-such-program\n");
     assert!(command.contains("not found") && command.contains("127"), "{command}");
+    // Without a shell nobody gives its codes.
+    let missing = refused(&daemon, "RUN [\"/no/such/program\"]\n");
+    assert!(missing.contains("\"/no/such/program\": stat"), "{missing}");
+    assert!(missing.contains("exit code: 1\n"), "{missing}");
     daemon.left_clean();
 }
 

@@ -22,6 +22,9 @@ use crate::{LogStream, Machine, OpError, Remains};
 
 /// Where a step finds the socket that takes its spans.
 const TRACE_SOCKET: &str = "/dev/otel-grpc.sock";
+/// Exit code of a step whose program could not be started, as clients know it: that of the runtime,
+/// not 126 or 127, which a shell in the step gives.
+const NOT_STARTED: i32 = 1;
 /// A pipe read.
 const CHUNK: usize = 32 << 10;
 
@@ -313,8 +316,8 @@ impl Run<'_> {
         );
         let exit = match exit {
             Ok(exit) => exit,
-            // What a shell would have said: the program is not there, or cannot be run.
-            Err(ExecError::Start { program, reason, code }) => {
+            // The program is not there, or cannot be run.
+            Err(ExecError::Start { program, reason, .. }) => {
                 let mut text = format!("exec: {}: {reason}\n", Quoted(&program));
                 let host = base::Platform::host();
                 if reason.contains("exec format") && self.platform.architecture != host.architecture
@@ -326,7 +329,7 @@ impl Run<'_> {
                     );
                 }
                 (self.log)(LogStream::Stderr, text.into());
-                executor::Exit { code, ..Default::default() }
+                executor::Exit { code: NOT_STARTED, ..Default::default() }
             }
             Err(error) => return Err(run(error)),
         };
