@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 pub(crate) struct Turns(Arc<Semaphore>);
 
 /// A build's turn, until it is given up, dropped, or [`PATIENCE`] is over.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Default for Turns {

@@ -301,8 +301,8 @@ fn search(name: &str, env: &[String]) -> Result<String, (i32, String)> {
     if name.contains('/') {
         return match usable(name) {
             Ok(()) => Ok(name.to_owned()),
-            Err(rustix::io::Errno::NOENT) => {
-                Err((127, format!("stat {name}: no such file or directory")))
+            Err(error @ rustix::io::Errno::NOENT) => {
+                Err((127, format!("stat {name}: {}", describe(&error.into()))))
             }
             Err(error) => Err((126, describe(&error.into()))),
         };

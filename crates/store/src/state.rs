@@ -173,13 +173,13 @@ impl State {
             remove_from(&mut self.by_chain, chain, id);
         }
         let mut orphan = None;
-        if let Some(own) = &record.row.own {
-            if let Some(layer) = self.layers.get_mut(own) {
-                layer.owners.retain(|owner| owner != id);
-                if layer.owners.is_empty() {
-                    self.layers.remove(own);
-                    orphan = Some(own.clone());
-                }
+        if let Some(own) = &record.row.own
+            && let Some(layer) = self.layers.get_mut(own)
+        {
+            layer.owners.retain(|owner| owner != id);
+            if layer.owners.is_empty() {
+                self.layers.remove(own);
+                orphan = Some(own.clone());
             }
         }
         Some((record, orphan))
