@@ -12,6 +12,6 @@ fuzz_target!(|data: &[u8]| {
     }
     let Ok(wire) = pb::Definition::decode(data) else { return };
     let platform = Platform::new("linux", "amd64");
-    let options = ParseOptions { default_platform: &platform, capabilities: None };
+    let options = ParseOptions { default_platform: &platform, capabilities: None, proxy_network: false };
     let _ = Definition::parse(&wire, &options);
 });

@@ -10,6 +10,7 @@ pub const LLB: &[&str] = &[
     "exec.meta.cgroup.parent",
     "exec.meta.linux.resources",
     "exec.meta.network",
+    "exec.meta.network.proxy",
     "exec.meta.proxyenv",
     "exec.meta.security",
     "exec.meta.security.devices.v1",

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use async_trait::async_trait;
@@ -59,6 +59,8 @@ struct Running {
     state: Arc<State>,
     /// Folders of mounts that are made ready when the container starts, by where they are.
     live: Mutex<HashMap<String, snapshot::Tree>>,
+    /// How its processes find the proxy that the first one was given, if any.
+    proxy_env: OnceLock<Vec<String>>,
     /// What mounts need until the container ends.
     keep: Mutex<Vec<Box<dyn Send + Sync>>>,
 }
@@ -131,6 +133,7 @@ impl gateway::Containers for Containers {
             cancel: CancellationToken::new(),
             state: Arc::default(),
             live: Mutex::default(),
+            proxy_env: OnceLock::new(),
             keep: Mutex::default(),
         }))
     }
@@ -204,10 +207,19 @@ impl Container for Running {
         let (started, has_started) = tokio::sync::oneshot::channel();
         let hooks = Hooks { started: Some(started), events: Some(events), cancel: cancel.clone() };
         let (out, receiver) = mpsc::channel(64);
-        let spec = match &first {
-            Some(_) => Some(self.room.scope(self.spec(described.clone(), &process)).await?),
-            None => None,
-        };
+        let mut described = described;
+        let (mut spec, mut proxy) = (None, None);
+        if first.is_some() {
+            let mut made = self.room.scope(self.spec(described.clone(), &process)).await?;
+            if self.request.network != pb::NetMode::None {
+                let own = made.process.env.len();
+                proxy = self.engine.behind_proxy(&self.job, &mut made).await?;
+                _ = self.proxy_env.set(made.process.env[own..].to_vec());
+            }
+            spec = Some(made);
+        } else if let Some(env) = self.proxy_env.get() {
+            described.env.extend_from_slice(env);
+        }
         let (executor, id) = (self.engine.machine.executor.clone(), self.id.clone());
         let (names, room) = (process.meta.args.join(" "), self.room.clone());
         let to = |fd: u32| wanted(fd).then(|| out.clone());
@@ -226,6 +238,9 @@ impl Container for Running {
             };
             let (exit, (), ()) =
                 tokio::join!(run, relay(pipes, input, events_in, told, pty, cancel), running);
+            if let Some(proxy) = proxy {
+                proxy.finish().await;
+            }
             let event = match room.is_withdrawn() {
                 Some(full) => ProcessEvent::Exit {
                     code: 137,

@@ -64,6 +64,8 @@ pub struct SolveRequest {
     pub policy: Option<Policy>,
     /// Session that is asked about each source; empty if none is.
     pub policy_session: String,
+    /// Let its steps reach the network through a recording proxy only.
+    pub proxy_network: bool,
     /// Leave no history.
     pub internal: bool,
     /// 10, 20 or 30.
@@ -116,6 +118,8 @@ pub struct Settings {
     pub log_limit: LogLimit,
     /// Records kept in history and for how long.
     pub history: crate::HistoryLimits,
+    /// All builds' steps reach the network through a recording proxy only.
+    pub proxy_network: bool,
     /// Whether the Dockerfile frontend may be used.
     pub dockerfile: bool,
     /// Added to what provenance tells of the builder.
@@ -214,6 +218,20 @@ impl Engine {
         self.machine.store.close().await
     }
 
+    /// Puts a container that has a network behind a proxy, if the build wants that.
+    pub(crate) async fn behind_proxy(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        spec: &mut executor::Spec,
+    ) -> Result<Option<netproxy::Attached>, FrontendError> {
+        if !job.proxy_network {
+            return Ok(None);
+        }
+        let policy = policy::of_requests(self.clone(), vec![job.clone()]);
+        let attached = self.machine.proxies.attach(spec, policy).await;
+        attached.map(Some).map_err(|error| failure::internal("make a container", error))
+    }
+
     /// Fires each time a build ended; for collectors.
     pub async fn build_ended(&self) {
         self.ended.notified().await;
@@ -249,6 +267,7 @@ impl Engine {
             granted,
             request.policy.clone(),
             request.policy_session.clone(),
+            request.proxy_network || self.settings.proxy_network,
             request.trace.clone(),
         );
         self.jobs.add(&job)?;

@@ -111,7 +111,11 @@ async fn run_image(bridge: &Arc<JobBridge>, source: &str) -> Result<FrontendResu
     let tree = written.tree().map_err(failed)?;
     let fd = tree.fd().try_clone_to_owned();
     let fd = fd.map_err(|error| failure::internal("duplicate a descriptor", error))?;
-    let spec = spec(bridge, &image, Root { tree: Arc::new(fd), readonly: false });
+    let mut spec = spec(bridge, &image, Root { tree: Arc::new(fd), readonly: false });
+    let proxy = match has_network(&image) {
+        true => bridge.engine.behind_proxy(&bridge.job, &mut spec).await?,
+        false => None,
+    };
     let (io, pipes) =
         Io::piped().map_err(|error| failure::internal("make the streams of a frontend", error))?;
 
@@ -130,6 +134,9 @@ async fn run_image(bridge: &Arc<JobBridge>, source: &str) -> Result<FrontendResu
         let (exit, returned) = attend(executor.run(spec, io, hooks), returned, &cancel).await;
         serving.abort();
         run.close().await;
+        if let Some(proxy) = proxy {
+            proxy.finish().await;
+        }
         drop((tree, written, image_ref));
         (exit, returned, errors.await.unwrap_or_default())
     });
@@ -343,8 +350,7 @@ fn spec(bridge: &JobBridge, image: &Image, root: Root) -> Spec {
         ..executor::Process::default()
     };
     let mut spec = Spec::new(base::id::random_id(), root, process);
-    let no_network = config.labels.get(NO_NETWORK_LABEL).is_some_and(|value| is_true(value));
-    spec.network = if no_network { Network::None } else { machine.config.network };
+    spec.network = if has_network(image) { machine.config.network } else { Network::None };
     let metadata = Mount {
         dest: METADATA.to_owned(),
         source: MountSource::File {
@@ -364,6 +370,10 @@ fn spec(bridge: &JobBridge, image: &Image, root: Root) -> Spec {
     spec.apparmor_profile = machine.config.apparmor_profile.clone();
     spec.remove_mount_stubs_recursive = true;
     spec
+}
+
+fn has_network(image: &Image) -> bool {
+    !image.config.labels.get(NO_NETWORK_LABEL).is_some_and(|value| is_true(value))
 }
 
 fn is_true(value: &str) -> bool {

@@ -41,6 +41,8 @@ pub struct Job {
     pub(crate) policy: Option<Policy>,
     /// Session that is asked about each source; empty if none is.
     pub(crate) policy_session: String,
+    /// Its steps reach the network through a recording proxy only.
+    pub(crate) proxy_network: bool,
     /// The trace it is part of.
     pub(crate) trace: Option<TraceContext>,
     graphs: Mutex<Graphs>,
@@ -74,6 +76,7 @@ impl Job {
         entitlements: BTreeSet<String>,
         policy: Option<Policy>,
         policy_session: String,
+        proxy_network: bool,
         trace: Option<TraceContext>,
     ) -> Arc<Self> {
         let (memo, graphs, late, turn, imports) = Default::default();
@@ -85,6 +88,7 @@ impl Job {
             entitlements,
             policy,
             policy_session,
+            proxy_network,
             trace,
             graphs,
             late,
@@ -168,6 +172,8 @@ pub struct Jobs {
     steps: Arc<Steps>,
     appeared: Notify,
     turns: Turns,
+    /// What steps behind a proxy asked for, as long as their vertices live.
+    requested: DashMap<Digest, Weak<netproxy::Record>>,
     /// Whose builds these are; set once.
     engine: OnceLock<Weak<Engine>>,
 }
@@ -206,6 +212,11 @@ impl Jobs {
 
     pub(crate) fn get(&self, id: &JobId) -> Option<Arc<Job>> {
         self.by_id.get(id).map(|job| job.clone())
+    }
+
+    /// What a step asked for when it ran behind a proxy, if it did.
+    pub(crate) fn requested_by(&self, vertex: &Digest) -> Option<Arc<netproxy::Record>> {
+        self.requested.get(vertex)?.upgrade()
     }
 
     /// Whether the build called `id` runs or ended lately.
@@ -257,6 +268,16 @@ impl ops::Jobs for Jobs {
 
     fn step_log(&self, vertex: Digest) -> Arc<dyn ops::StepLog> {
         self.steps.open(vertex, &self.by_id)
+    }
+
+    fn request_policy(&self, jobs: &[JobId]) -> Option<Arc<dyn netproxy::Policy>> {
+        let engine = self.engine.get().and_then(Weak::upgrade)?;
+        policy::of_requests(engine, jobs.iter().filter_map(|id| self.get(id)).collect())
+    }
+
+    fn requested(&self, vertex: Digest, record: &Arc<netproxy::Record>) {
+        self.requested.retain(|_, record| record.strong_count() > 0);
+        self.requested.insert(vertex, Arc::downgrade(record));
     }
 
     fn status(&self, watchers: &[Watcher], status: source::Status) {

@@ -5,13 +5,14 @@
 //! is asked again. Invariant: no source is resolved, by a frontend's question or by a graph, that did
 //! not pass. Source: control notes §9, session notes §13.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use frontend_api::{Code, FrontendError, SourceMetaRequest};
 use llb::{
     pb::{self, op::Op},
     policy::{AttrConstraint, AttrMatch, MatchType, Policy, PolicyAction, Rule, Selector},
 };
+use netproxy::Verdict;
 use prost::Message as _;
 use proto::{
     frontend::ResolveSourceMetaResponse,
@@ -97,6 +98,41 @@ pub(crate) async fn apply(
     }
     let changed = llb::replace_ops(definition, replaced);
     changed.map(Some).map_err(|error| FrontendError::new(error.to_string()))
+}
+
+/// Applies the policies of builds to what their steps ask for through a proxy.
+struct OfRequests {
+    engine: Arc<Engine>,
+    jobs: Vec<Arc<Job>>,
+}
+
+/// The policies of `jobs` for requests of a step; none if they have none.
+pub(crate) fn of_requests(
+    engine: Arc<Engine>,
+    mut jobs: Vec<Arc<Job>>,
+) -> Option<Arc<dyn netproxy::Policy>> {
+    jobs.retain(|job| {
+        let has_rules = job.policy.as_ref().is_some_and(|policy| !policy.rules.is_empty());
+        has_rules || !job.policy_session.is_empty()
+    });
+    (!jobs.is_empty()).then(|| Arc::new(OfRequests { engine, jobs }) as _)
+}
+
+#[async_trait::async_trait]
+impl netproxy::Policy for OfRequests {
+    async fn check(&self, url: &str) -> Result<Verdict, String> {
+        let mut source = pb::SourceOp { identifier: url.to_owned(), ..Default::default() };
+        for job in &self.jobs {
+            let rules: Vec<&Policy> = job.policy.iter().collect();
+            check(&self.engine, job, &rules, &mut source, None)
+                .await
+                .map_err(|error| error.message)?;
+        }
+        if source.identifier == url && source.attrs.is_empty() {
+            return Ok(Verdict::Allow);
+        }
+        Ok(Verdict::Convert { url: source.identifier, has_attributes: !source.attrs.is_empty() })
+    }
 }
 
 /// Passes one source; true if it was rewritten.
@@ -365,6 +401,7 @@ pub(crate) fn parse(
     let options = llb::ParseOptions {
         default_platform: &engine.worker().platforms[0],
         capabilities: Some(crate::capabilities::LLB),
+        proxy_network: job.proxy_network,
     };
     let definition = llb::Definition::parse(definition, &options)
         .map_err(|error| FrontendError::new(error.to_string()))?;

@@ -23,7 +23,7 @@ use crate::{
 
 mod confine;
 mod mounts;
-mod network;
+pub mod network;
 mod terminal;
 
 pub use confine::sandbox_capabilities;
@@ -71,7 +71,7 @@ fn run(socket: &OwnedFd, ready: &Ready) -> Result<Infallible, Failure> {
     }
     match &plan.place {
         Place::New(container) => {
-            enter_new(container)?;
+            enter_new(container, &fds)?;
             mounts::make_root(container, &fds)?;
         }
         Place::Join { pidfd } => join(&fds, *pidfd)?,
@@ -80,7 +80,7 @@ fn run(socket: &OwnedFd, ready: &Ready) -> Result<Infallible, Failure> {
     start(socket, &plan, fds, ready)
 }
 
-fn enter_new(container: &wire::Container) -> Result<(), Failure> {
+fn enter_new(container: &wire::Container, fds: &Fds) -> Result<(), Failure> {
     let network = if container.own_network { libc::CLONE_NEWNET } else { 0 };
     let connecting = |error| Failure::setup("connect the network")(error);
     let host = match &container.link {
@@ -89,6 +89,7 @@ fn enter_new(container: &wire::Container) -> Result<(), Failure> {
     };
     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | network;
     sys::unshare(kinds).map_err(Failure::setup("enter new namespaces"))?;
+    join_network(container.network, fds)?;
     // Unknown to old kernels, and only there to look tidy.
     _ = sys::unshare(libc::CLONE_NEWCGROUP);
     if container.own_network {
@@ -99,6 +100,14 @@ fn enter_new(container: &wire::Container) -> Result<(), Failure> {
     }
     rustix::system::sethostname(container.hostname.as_bytes())
         .map_err(|error| Failure::setup("set the host name")(error.into()))
+}
+
+/// Enters a network that was made before.
+fn join_network(network: Option<wire::Fd>, fds: &Fds) -> Result<(), Failure> {
+    let Some(network) = network else { return Ok(()) };
+    fds.get(network)
+        .and_then(|network| sys::setns(network, libc::CLONE_NEWNET))
+        .map_err(Failure::setup("join a network"))
 }
 
 /// The process namespace was entered when we were cloned.
@@ -123,6 +132,7 @@ fn on_host(host: &Host, plan: &Plan, fds: &Fds, ready: &Ready) -> Result<Infalli
             .and_then(|()| loopback_up())
             .map_err(Failure::setup("make a network"))?;
     }
+    join_network(host.network, fds)?;
     let program = &plan.program;
     connect_io(program, fds, None)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
@@ -336,7 +346,8 @@ fn reset_signals() {
     }
 }
 
-fn loopback_up() -> io::Result<()> {
+/// Starts the loopback interface of this thread's network.
+pub fn loopback_up() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketType};
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     // SAFETY: an all-zero request is valid; the call reads and writes only within it.

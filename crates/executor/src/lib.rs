@@ -70,6 +70,12 @@ pub trait Executor: Send + Sync {
     /// The network of a running container.
     fn network(&self, container: &str) -> Result<net::NetNs, ExecError>;
 
+    /// A network as containers with [`Network::Isolated`] have, for connections of the daemon. Here:
+    /// one that leads nowhere.
+    async fn outlet(&self) -> Result<net::Outlet, ExecError> {
+        net::Outlet::closed().await
+    }
+
     /// Says that a run is likely soon, so that what it needs can be made ready meanwhile. Quick.
     fn warm(&self) {}
 }

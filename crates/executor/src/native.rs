@@ -12,12 +12,12 @@ use std::{
 
 use async_trait::async_trait;
 
-use self::addresses::{Address, Addresses};
+use self::addresses::Addresses;
 use crate::{
     ExecError, Executor, Exit, Freezer, Hooks, Io, Network, Process, Security, Spec,
     cgroup::{Policy, Request, StepGroup},
     launcher::Launcher,
-    net::NetNs,
+    net::{NetNs, Outlet},
     rootfs::{self, Kind, New, Stubs},
     supervise::{self, Asked},
     sys, user,
@@ -27,6 +27,7 @@ use crate::{
 mod addresses;
 pub(crate) mod plan;
 
+pub(crate) use addresses::Address;
 pub use addresses::{Subnet, SubnetError};
 
 /// Settings of the native driver.
@@ -185,10 +186,15 @@ impl Shared {
 
     /// An address for a container that wants one and can have one.
     fn address(&self, spec: &Spec) -> Result<Option<Address>, ExecError> {
-        let Some(pool) = self.addresses.as_ref().filter(|_| spec.network == Network::Isolated)
-        else {
-            return Ok(None);
-        };
+        match spec.namespace.is_none() && spec.network == Network::Isolated {
+            true => self.take_address(),
+            false => Ok(None),
+        }
+    }
+
+    /// An address with a way out, if there can be one.
+    fn take_address(&self) -> Result<Option<Address>, ExecError> {
+        let Some(pool) = &self.addresses else { return Ok(None) };
         if let Err(reason) = self.launcher.start_nat(&pool.subnet().to_string()) {
             tracing::warn!(reason, "containers with their own network have no way out");
             return Ok(None);
@@ -322,6 +328,14 @@ impl Executor for Native {
         let id = container.to_owned();
         let asked = blocking(move || shared.join(&id, &process, io)).await?;
         supervise::follow(asked, hooks, |_| {}).await
+    }
+
+    async fn outlet(&self) -> Result<Outlet, ExecError> {
+        let shared = self.shared.clone();
+        let address = blocking(move || shared.take_address()).await?;
+        let network = NetNs::create_with(address.as_ref().map(Address::link)).await;
+        let network = network.map_err(|error| ExecError::setup("make a network", error))?;
+        Ok(Outlet::new(network, address))
     }
 
     fn warm(&self) {

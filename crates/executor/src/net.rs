@@ -1,9 +1,10 @@
-//! Reaching into the network of a container from the host, without touching the host's own.
+//! Network namespaces seen from the daemon, whose own is never touched.
 //!
 //! A container with [`Network::Isolated`](crate::Network) or `None` has its own network namespace.
 //! A socket belongs to the namespace its thread was in when it was made, so [`NetNs::connect`] makes
 //! it on a thread that enters the namespace and ends there. [`PortProxy`] copies bytes between a
 //! listener on the host and such sockets; for UDP, each client of the host's socket has one.
+//! [`NetNs::create`] makes a namespace in the same way; it lives as long as somebody holds it.
 
 use std::{
     collections::HashMap,
@@ -16,6 +17,17 @@ use std::{
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
+use crate::{
+    ExecError,
+    child::{
+        loopback_up,
+        network::{self, Netlink},
+    },
+    native::Address,
+    sys,
+    wire::Link,
+};
+
 /// A client that gets no answers for so long is forgotten.
 const UDP_IDLE: Duration = Duration::from_secs(90);
 /// Most clients of one UDP port at once; what further ones send is lost.
@@ -25,10 +37,37 @@ const MAX_DATAGRAM: usize = 64 << 10;
 /// Pause after an error of a listener.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The network namespace of a running process.
+/// A network namespace: a running process's, or one made for containers to be put in.
 #[derive(Debug, Clone)]
 pub struct NetNs {
-    pidfd: Arc<OwnedFd>,
+    /// Refers to the process, or to the namespace itself.
+    fd: Arc<OwnedFd>,
+}
+
+/// A network like that of containers with [`Network::Isolated`](crate::Network), for the daemon's
+/// own connections. What connects it to the host ends with it.
+#[derive(Debug)]
+pub struct Outlet {
+    network: NetNs,
+    _address: Option<Address>,
+}
+
+impl Outlet {
+    pub(crate) fn new(network: NetNs, address: Option<Address>) -> Self {
+        Self { network, _address: address }
+    }
+
+    /// One that leads nowhere.
+    pub async fn closed() -> Result<Self, ExecError> {
+        let network = NetNs::create().await;
+        let network = network.map_err(|error| ExecError::setup("make a network", error))?;
+        Ok(Self::new(network, None))
+    }
+
+    /// Where to make sockets.
+    pub fn network(&self) -> &NetNs {
+        &self.network
+    }
 }
 
 /// Why a port could not be published.
@@ -50,7 +89,30 @@ pub enum PublishError {
 impl NetNs {
     /// The namespace of the process that `pidfd` refers to.
     pub fn of(pidfd: Arc<OwnedFd>) -> Self {
-        Self { pidfd }
+        Self { fd: pidfd }
+    }
+
+    /// A new one, in which only the loopback interface is up.
+    pub async fn create() -> io::Result<Self> {
+        Self::create_with(None).await
+    }
+
+    /// A new one, connected to the daemon's.
+    pub(crate) async fn create_with(link: Option<Link>) -> io::Result<Self> {
+        let fd = elsewhere(move || {
+            let outside = Netlink::open()?;
+            sys::unshare(libc::CLONE_NEWNET)?;
+            loopback_up()?;
+            if let Some(link) = &link {
+                network::connect(&outside, link)?;
+            }
+            network::own_namespace()
+        });
+        Ok(Self { fd: Arc::new(fd.await?) })
+    }
+
+    pub(crate) fn fd(&self) -> &OwnedFd {
+        &self.fd
     }
 
     /// Connects to a port on the container's loopback interface, IPv4 first.
@@ -77,27 +139,30 @@ impl NetNs {
         UdpSocket::from_std(self.inside(connect).await?)
     }
 
-    async fn inside<T: Send + 'static>(
+    /// Makes something, such as a socket, in this namespace.
+    pub async fn inside<T: Send + 'static>(
         &self,
         make: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let pidfd = self.pidfd.clone();
-        let (answer, made) = tokio::sync::oneshot::channel();
-        // Not from the runtime's pool: a thread that changed its namespace must not be used again.
-        std::thread::Builder::new()
-            .name("connect-netns".to_owned())
-            .spawn(move || _ = answer.send(enter(&pidfd).and_then(|()| make())))?;
-        made.await.map_err(|_| io::Error::other("connecting thread panicked"))?
+        let fd = self.fd.clone();
+        elsewhere(move || {
+            sys::setns(fd.as_fd(), libc::CLONE_NEWNET)?;
+            make()
+        })
+        .await
     }
 }
 
-fn enter(pidfd: &OwnedFd) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
-    // SAFETY: plain system call on a descriptor we own; only this thread changes.
-    match unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), libc::CLONE_NEWNET) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// Runs `make` on a thread that may change its namespaces. Not one of the runtime's pool: it must
+/// not be used again.
+async fn elsewhere<T: Send + 'static>(
+    make: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (answer, made) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("connect-netns".to_owned())
+        .spawn(move || _ = answer.send(make()))?;
+    made.await.map_err(|_| io::Error::other("connecting thread panicked"))?
 }
 
 impl PublishError {

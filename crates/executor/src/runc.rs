@@ -227,7 +227,15 @@ impl Shared {
             stubs,
         };
         let made = self.make_bundle(&spec, &user, &bundle, cgroup, layout);
-        let call = made.and_then(|(fds, mounts)| {
+        let call = made.and_then(|(mut fds, mounts)| {
+            let network = match &spec.namespace {
+                None => None,
+                Some(network) => {
+                    let fd = network.fd().try_clone();
+                    let failed = |error| ExecError::setup("hand over a network", error);
+                    Some(fds.add(fd.map_err(failed)?))
+                }
+            };
             let call = Invocation {
                 verb: vec!["run".into(), "--bundle".into(), bundle.display().to_string()],
                 last: vec![spec.id.clone()],
@@ -236,7 +244,8 @@ impl Shared {
                 program: &spec.process,
                 place: Host {
                     mounts,
-                    own_network: config::own_network(&spec),
+                    own_network: spec.has_own_network(),
+                    network,
                     join: None,
                     hide: self.hidden(layout),
                 },
@@ -356,6 +365,7 @@ impl Shared {
             place: Host {
                 mounts: Vec::new(),
                 own_network: false,
+                network: None,
                 join: Some(pidfd),
                 hide: Vec::new(),
             },

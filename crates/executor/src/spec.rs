@@ -7,7 +7,7 @@
 
 use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
-use crate::Freezer;
+use crate::{Freezer, net::NetNs};
 
 /// A container: its file tree, its surroundings and its first process.
 #[derive(Debug, Clone)]
@@ -24,6 +24,9 @@ pub struct Spec {
     pub hostname: String,
     /// The network seen by the container.
     pub network: Network,
+    /// Put the container into this network instead of what `network` says; that still tells which
+    /// name servers it is shown.
+    pub namespace: Option<NetNs>,
     /// What the container may do to the machine.
     pub security: Security,
     /// Changes of the capabilities that sandboxed processes have.
@@ -71,6 +74,7 @@ impl Spec {
             mounts: Vec::new(),
             hostname: String::new(),
             network: Network::Host,
+            namespace: None,
             security: Security::Sandbox,
             capabilities: Capabilities::default(),
             resources: Resources::default(),
@@ -87,6 +91,11 @@ impl Spec {
             freezer: None,
             most_allocated: None,
         }
+    }
+
+    /// Whether a network is to be made for it.
+    pub(crate) fn has_own_network(&self) -> bool {
+        self.namespace.is_none() && self.network != Network::Host
     }
 }
 

@@ -150,7 +150,9 @@ pub struct Confinement {
 pub struct Container {
     pub hostname: String,
     pub own_network: bool,
-    /// How that is connected to the host's.
+    /// One that was made before.
+    pub network: Option<Fd>,
+    /// How its own is connected to the host's.
     pub link: Option<Link>,
     pub own_pids: bool,
     /// A mount; attached as it is.
@@ -226,6 +228,8 @@ pub struct Host {
     /// Trees attached to folders or files that exist.
     pub mounts: Vec<(Fd, String)>,
     pub own_network: bool,
+    /// A network that was made before.
+    pub network: Option<Fd>,
     /// Join the mount namespace of this process rather than the host's.
     pub join: Option<Fd>,
     /// Mounts of the host to be taken away.

@@ -35,6 +35,8 @@ pub struct Vertex {
     pub metadata: pb::OpMetadata,
     /// What progress shows.
     pub name: String,
+    /// Its process reaches the network through a recording proxy only.
+    pub proxied: bool,
 }
 
 /// A graph in which every input precedes its users.
@@ -82,6 +84,9 @@ pub enum DefinitionError {
         "requested experimental feature {0} is not supported by build server, please update buildkit"
     )]
     UnsupportedCapability(String),
+    /// A step wants a network that no proxy can stand in for.
+    #[error("network mode {0} is not allowed when proxy network is enabled")]
+    NetworkMode(i32),
 }
 
 /// What [`Definition::parse`] needs to know beyond the bytes.
@@ -91,7 +96,12 @@ pub struct ParseOptions<'a> {
     pub default_platform: &'a Platform,
     /// Capabilities this daemon has; a vertex that needs another is refused. `None` skips the check.
     pub capabilities: Option<&'a [&'a str]>,
+    /// Steps reach the network through a recording proxy only, which is part of their names.
+    pub proxy_network: bool,
 }
+
+/// What the names of steps behind a proxy end with, before they are digested.
+const PROXIED: &[u8] = b"\0buildkit.proxy-network.v0";
 
 struct Raw<'a> {
     op: pb::Op,
@@ -234,12 +244,16 @@ fn vertex(
         inputs.push(Edge { vertex: vertex.digest, index });
         names.push(vertex.name.clone());
     }
-    let canonical = encode::canonical_op_with_inputs(
+    let mut canonical = encode::canonical_op_with_inputs(
         raw.bytes,
         inputs.iter().map(|edge| edge.vertex.to_string()),
     )
     .map_err(|error| DefinitionError::Undecodable(error.to_string()))?;
     check(&op)?;
+    let proxied = options.proxy_network && is_proxied(&op)?;
+    if proxied {
+        canonical.extend_from_slice(PROXIED);
+    }
     let metadata = definition.metadata.get(&raw.received.to_string()).cloned().unwrap_or_default();
     if let Some(known) = options.capabilities {
         let missing =
@@ -255,7 +269,18 @@ fn vertex(
     op.platform = Some((&platform).into());
     let name =
         name::vertex_name(&op, &metadata, |index| names.get(index).map_or("", String::as_str));
-    Ok(Vertex { digest: Digest::of(canonical), received: raw.received, op, inputs, metadata, name })
+    let digest = Digest::of(canonical);
+    Ok(Vertex { digest, received: raw.received, op, inputs, metadata, name, proxied })
+}
+
+/// Whether the op is a step that has a network.
+fn is_proxied(op: &pb::Op) -> Result<bool, DefinitionError> {
+    let Some(pb::op::Op::Exec(exec)) = &op.op else { return Ok(false) };
+    match pb::NetMode::try_from(exec.network) {
+        Ok(pb::NetMode::Unset | pb::NetMode::Host) => Ok(true),
+        Ok(pb::NetMode::None) => Ok(false),
+        Err(_) => Err(DefinitionError::NetworkMode(exec.network)),
+    }
 }
 
 fn check(op: &pb::Op) -> Result<(), DefinitionError> {

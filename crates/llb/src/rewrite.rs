@@ -121,7 +121,8 @@ mod tests {
         });
         let after = replace_ops(&before, changed.collect()).unwrap();
         let platform = Platform::parse("linux/amd64").unwrap();
-        let options = ParseOptions { default_platform: &platform, capabilities: None };
+        let options =
+            ParseOptions { default_platform: &platform, capabilities: None, proxy_network: false };
         let parse = |definition| Definition::parse(definition, &options).unwrap();
         let (after, wanted) = (parse(&after), parse(&wanted));
         assert_eq!(after.result(), wanted.result());

@@ -27,7 +27,8 @@ fn recorded_definitions_parse_to_the_recorded_vertices() {
 
 fn check(name: &str, wire: &pb::Definition, expected: &Value) {
     let platform = Platform::new("linux", "amd64");
-    let options = ParseOptions { default_platform: &platform, capabilities: None };
+    let options =
+        ParseOptions { default_platform: &platform, capabilities: None, proxy_network: false };
     let parsed =
         Definition::parse(wire, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(
@@ -60,7 +61,8 @@ fn check(name: &str, wire: &pb::Definition, expected: &Value) {
 fn mutated_definitions_never_panic() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llb");
     let platform = Platform::new("linux", "amd64");
-    let options = ParseOptions { default_platform: &platform, capabilities: None };
+    let options =
+        ParseOptions { default_platform: &platform, capabilities: None, proxy_network: false };
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();

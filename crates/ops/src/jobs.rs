@@ -32,6 +32,12 @@ pub trait Jobs: Send + Sync + 'static {
     /// traced.
     fn traceparent(&self, jobs: &[JobId], vertex: Digest) -> Option<String>;
 
+    /// What decides about requests of a step that these builds share; nothing if all may pass.
+    fn request_policy(&self, jobs: &[JobId]) -> Option<Arc<dyn netproxy::Policy>>;
+
+    /// What a step asked for through its proxy. Whoever wants it looks while the vertex lives.
+    fn requested(&self, vertex: Digest, record: &Arc<netproxy::Record>);
+
     /// Progress of a part of a step.
     fn status(&self, watchers: &[Watcher], status: source::Status);
 }

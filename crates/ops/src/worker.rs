@@ -27,6 +27,8 @@ pub struct Machine {
     pub store: Arc<Store>,
     /// What runs processes.
     pub executor: Arc<dyn executor::Executor>,
+    /// What steps reach the network through, where a build wants to know what they ask for.
+    pub proxies: netproxy::Provider,
     /// What fetches sources.
     pub sources: source::Sources,
     /// Where clients are reached.
@@ -76,17 +78,23 @@ pub struct Bound {
     instance: Arc<tokio::sync::Mutex<Option<Box<dyn source::Instance>>>>,
     /// What it wrote when it ran.
     log: Mutex<Option<Arc<dyn StepLog>>>,
+    /// What it asked for when it ran behind a proxy.
+    requested: Mutex<Option<Arc<netproxy::Record>>>,
 }
 
 impl Bound {
     /// Wraps a vertex for the solver.
     pub fn new(vertex: Arc<llb::Vertex>) -> Payload {
-        let (map, instance, log) = Default::default();
-        Arc::new(Self { vertex, map, instance, log })
+        let (map, instance, log, requested) = Default::default();
+        Arc::new(Self { vertex, map, instance, log, requested })
     }
 
     fn keep_log(&self, log: Arc<dyn StepLog>) {
         *self.log.lock().expect("no panic while assigning a log") = Some(log);
+    }
+
+    fn keep_requested(&self, record: Arc<netproxy::Record>) {
+        *self.requested.lock().expect("no panic while assigning a record") = Some(record);
     }
 
     fn map(&self) -> Option<Result<&key::CacheMap, OpError>> {
@@ -357,6 +365,13 @@ impl Worker {
                 let log = self.jobs.step_log(context.digest());
                 let watching = context.watching();
                 context.vertex().keep_log(log.clone());
+                let proxy = vertex.proxied.then(|| exec::run::Proxy {
+                    policy: self.jobs.request_policy(&context.jobs()),
+                    requested: Box::new(|record| {
+                        self.jobs.requested(context.digest(), &record);
+                        context.vertex().keep_requested(record);
+                    }),
+                });
                 let run = exec::run::Run {
                     machine: &self.0,
                     op,
@@ -366,6 +381,7 @@ impl Worker {
                     sessions: self.group(context),
                     traceparent: self.jobs.traceparent(&context.jobs(), context.digest()),
                     cancelled: stop,
+                    proxy,
                     log: {
                         let (log, watching) = (log.clone(), watching.clone());
                         Arc::new(move |stream, data| log.write(&watching(), stream, data))

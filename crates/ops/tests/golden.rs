@@ -20,7 +20,8 @@ fn recorded_cache_maps_are_reproduced() {
             serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
         let wire = pb::Definition::decode(fs::read(&path).unwrap().as_slice()).unwrap();
         let platform = Platform::new("linux", "amd64");
-        let options = ParseOptions { default_platform: &platform, capabilities: None };
+        let options =
+            ParseOptions { default_platform: &platform, capabilities: None, proxy_network: false };
         let parsed = Definition::parse(&wire, &options).unwrap();
         for vertex in expected["vertices"].as_array().unwrap() {
             let recorded = &vertex["cache_map"];

@@ -75,6 +75,8 @@ pub struct Config {
     pub history: HistoryLimits,
     /// Whether the Dockerfile frontend is there.
     pub dockerfile: bool,
+    /// Whether steps reach the network through a recording proxy only.
+    pub proxy_network: bool,
     /// Added to what provenance tells of the builder.
     pub provenance: BTreeMap<String, serde_json::Value>,
     /// Which images may be frontends.
@@ -416,6 +418,7 @@ impl Config {
             spaces,
             ceiling: (ceiling > 0).then_some(ceiling),
             history,
+            proxy_network: flags.proxy_network.unwrap_or(file.proxy_network),
             dockerfile: file
                 .frontend
                 .get("dockerfile.v0")
@@ -490,11 +493,6 @@ fn refuse(flags: &Flags, file: &File) -> anyhow::Result<()> {
         || flags.oci_worker == "auto" && file.worker.oci.enabled == Some(false);
     if disabled {
         bail!("--oci-worker=false leaves no worker; leave the flag out");
-    }
-    if flags.proxy_network.unwrap_or(file.proxy_network) {
-        bail!(
-            "proxy networking is not supported; use --oci-worker-net=none or per-step network modes"
-        );
     }
     if flags.save_cache_debug == Some(true) {
         bail!("--save-cache-debug is not supported; look at the progress log instead");
@@ -906,7 +904,6 @@ mod tests {
             &["--containerd-worker=true"][..],
             &["--oci-worker=false"],
             &["--oci-worker-net=cni"],
-            &["--proxy-network"],
             &["--no-such-flag"],
             &["--oci-worker-snapshotter=stargz"],
             &["--allow-insecure-entitlement=everything"],

@@ -423,12 +423,6 @@ fn usage_record(usage: Usage) -> UsageRecord {
 
 /// What a solve request means; refuses what this daemon cannot do.
 fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendError> {
-    let unsupported = |what: &str, instead: &str| {
-        Err(FrontendError::with_code(
-            Code::Unimplemented,
-            format!("{what} is not supported by this daemon yet; {instead}"),
-        ))
-    };
     if wire.r#ref.is_empty() {
         return Err(FrontendError::with_code(Code::InvalidArgument, "a build needs a ref"));
     }
@@ -446,9 +440,6 @@ fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendE
             )));
         }
     };
-    if wire.proxy_network {
-        return unsupported("proxy networking", "use `RUN --network=none`");
-    }
     let jobs = match wire.frontend_attrs.remove(engine::JOBS_ATTR) {
         None => 0,
         Some(text) => text.parse().map_err(|_| {
@@ -492,6 +483,7 @@ fn solve_request(mut wire: wire::SolveRequest) -> Result<SolveRequest, FrontendE
         entitlements: wire.entitlements,
         policy: wire.source_policy,
         policy_session: wire.source_policy_session,
+        proxy_network: wire.proxy_network,
         internal: wire.internal,
         compatibility: compatibility as u32,
         session_exporter: wire.enable_session_exporter,

@@ -50,7 +50,7 @@ pub struct Flags {
     /// Entitlement clients may be granted: network.host, security.insecure or device (repeatable)
     #[arg(long, value_name = "NAME", action = ArgAction::Append)]
     pub allow_insecure_entitlement: Vec<String>,
-    /// Not supported: steps cannot be forced through a recording proxy
+    /// Let steps of all builds reach the network through a recording proxy only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub proxy_network: Option<bool>,
     /// Socket for traces from build steps (accepted; steps' traces are not collected)

@@ -130,6 +130,7 @@ pub async fn services(
     let jobs = Arc::new(Jobs::default());
     let machine = Arc::new(Machine {
         store: store.clone(),
+        proxies: netproxy::Provider::new(executor.clone()),
         executor,
         sources: Sources::new(all, providers)
             .with_registries(source::session_registries(client.clone())),
@@ -163,6 +164,7 @@ pub async fn services(
         max_parallelism: config.max_parallelism,
         log_limit: log_limit()?,
         history: config.history,
+        proxy_network: config.proxy_network,
         dockerfile: config.dockerfile,
         provenance: config.provenance.clone(),
         frontend_images: config.frontend_images.clone(),

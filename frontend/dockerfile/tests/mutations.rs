@@ -131,7 +131,11 @@ fn run(client: &Client, data: &[u8]) {
 fn llb_is_well_formed(definition: &pb::Definition) {
     if !definition.def.is_empty() {
         let platform = base::Platform::new("linux", "amd64");
-        let options = llb::ParseOptions { default_platform: &platform, capabilities: None };
+        let options = llb::ParseOptions {
+            default_platform: &platform,
+            capabilities: None,
+            proxy_network: false,
+        };
         llb::Definition::parse(definition, &options).expect("the graph can be loaded");
     }
 }

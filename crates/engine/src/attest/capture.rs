@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use base::Platform;
 use frontend_api::{FrontendError, FrontendResult, RefHandle, Refs};
 use llb::pb::{self, op::Op};
+use serde_json::{Map, Value};
 use source::{MetaRequest, SourceRequest};
 
 use super::{
     ImageSource, Scope, Trace,
+    json::Object as _,
     request::{Grant, Parameters, Request, redact, shown_options},
 };
 use crate::{Engine, Job, bridge, failure};
@@ -115,8 +117,36 @@ pub(crate) struct Capture {
     pub sources: Sources,
     /// A step had a network.
     pub network: bool,
+    /// Steps had their network through a recording proxy.
+    pub proxied: bool,
+    /// What steps were given through it that is not known by content.
+    pub unrecorded: Vec<Unrecorded>,
     /// Something could not be followed.
     pub incomplete: bool,
+}
+
+/// A request of a step whose content is not known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Unrecorded {
+    /// The step's vertex.
+    pub op: String,
+    pub url: String,
+    pub method: String,
+    pub reason: &'static str,
+    /// The step's command.
+    pub name: String,
+}
+
+impl Unrecorded {
+    pub(crate) fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        object.text("op", &self.op);
+        object.text("name", &self.name);
+        object.text("method", &self.method);
+        object.text("uri", &self.url);
+        object.text("reason", self.reason);
+        Value::Object(object)
+    }
 }
 
 impl Capture {
@@ -137,6 +167,8 @@ impl Capture {
         from.secrets.into_iter().for_each(|secret| add_grant(&mut to.secrets, secret));
         from.ssh.into_iter().for_each(|ssh| add_grant(&mut to.ssh, ssh));
         self.network |= other.network;
+        self.proxied |= other.proxied;
+        self.unrecorded.extend(other.unrecorded);
         self.incomplete |= other.incomplete;
     }
 
@@ -147,6 +179,8 @@ impl Capture {
         sources.locals.sort();
         sources.git.sort_by(|left, right| left.url.cmp(&right.url));
         sources.http.sort_by(|left, right| left.0.cmp(&right.0));
+        self.unrecorded.sort();
+        self.unrecorded.dedup();
         let Parameters { secrets, ssh, .. } = &mut self.request.parameters;
         secrets.sort_by(|left, right| left.id.cmp(&right.id));
         ssh.sort_by(|left, right| left.id.cmp(&right.id));
@@ -212,6 +246,22 @@ impl Capture {
             self.add_secret(&secret.id, secret.optional);
         }
         self.network |= exec.network != pb::NetMode::None as i32;
+    }
+
+    /// What a step asked for through its proxy; nothing is known if it did not have to run.
+    fn add_requests(&mut self, op: String, exec: &pb::ExecOp, record: &netproxy::Record) {
+        for material in record.all_materials() {
+            self.add_http(material.url, material.digest.to_string());
+        }
+        self.incomplete |= !record.incomplete.is_empty();
+        let name = exec.meta.as_ref().map(|meta| meta.args.join(" ")).unwrap_or_default();
+        self.unrecorded.extend(record.incomplete.iter().map(|request| Unrecorded {
+            op: op.clone(),
+            url: request.url.clone(),
+            method: request.method.clone(),
+            reason: request.reason,
+            name: name.clone(),
+        }));
     }
 }
 
@@ -329,7 +379,11 @@ impl Engine {
         trace: &Trace,
     ) -> Result<Capture, FrontendError> {
         let default = bridge::default_platform(self);
-        let options = llb::ParseOptions { default_platform: &default, capabilities: None };
+        let options = llb::ParseOptions {
+            default_platform: &default,
+            capabilities: None,
+            proxy_network: job.proxy_network,
+        };
         let definition = llb::Definition::parse(trace.definition(), &options)
             .map_err(|error| FrontendError::new(error.to_string()))?;
         let mut capture = Capture::default();
@@ -340,7 +394,14 @@ impl Engine {
                     let platform = platform.unwrap_or_else(|| default.clone());
                     self.add_source(job, source, platform, &mut capture).await?;
                 }
-                Some(Op::Exec(exec)) => capture.add_exec(exec),
+                Some(Op::Exec(exec)) => {
+                    capture.add_exec(exec);
+                    capture.proxied |= vertex.proxied;
+                    let record = self.jobs.requested_by(&vertex.digest);
+                    if let Some(record) = record.filter(|_| vertex.proxied) {
+                        capture.add_requests(vertex.digest.to_string(), exec, &record);
+                    }
+                }
                 // What a nested build used is not known.
                 Some(Op::Build(_)) => capture.incomplete = true,
                 _ => {}

@@ -20,9 +20,10 @@ pub(super) async fn of(
     definition: &pb::Definition,
     built: &BuiltRef,
     steps: &Steps,
+    proxy_network: bool,
 ) -> Option<Value> {
     use remotecache::Records as _;
-    let numbers = by_canonical_digest(engine, definition, steps)?;
+    let numbers = by_canonical_digest(engine, definition, steps, proxy_network)?;
     let records = StoredResults(engine);
     let mut found: BTreeMap<String, Vec<Vec<Descriptor>>> = BTreeMap::new();
     let mut seen = HashSet::new();
@@ -58,9 +59,11 @@ fn by_canonical_digest(
     engine: &Engine,
     definition: &pb::Definition,
     steps: &Steps,
+    proxy_network: bool,
 ) -> Option<HashMap<Digest, usize>> {
     let default = bridge::default_platform(engine);
-    let options = llb::ParseOptions { default_platform: &default, capabilities: None };
+    let options =
+        llb::ParseOptions { default_platform: &default, capabilities: None, proxy_network };
     let definition = llb::Definition::parse(definition, &options).ok()?;
     let each = definition.vertices().iter().filter_map(|vertex| {
         Some((vertex.digest, *steps.numbers.get(&vertex.received.to_string())?))

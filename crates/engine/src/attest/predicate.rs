@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Scope, Trace,
-    capture::{Capture, digest_set},
+    capture::{Capture, Unrecorded, digest_set},
     json::{Object, untyped},
     layers,
     request::{ConfigSource, Parameters, Request, redact},
@@ -94,6 +94,8 @@ pub(crate) struct Provenance {
     capture: Capture,
     definition: Arc<pb::Definition>,
     built: bridge::BuiltRef,
+    /// The build's steps have other names.
+    proxy_network: bool,
 }
 
 /// Content addressed outside the build: uri and digests.
@@ -137,6 +139,7 @@ impl Engine {
                 capture: self.capture(job, scope, trace, &traces, platform).await?,
                 definition: trace.definition().clone(),
                 built: lazy.built().await?.clone(),
+                proxy_network: job.proxy_network,
             };
             all.insert(id.map(str::to_owned), Arc::new(provenance));
         }
@@ -165,6 +168,24 @@ impl Provenance {
                 text += &format!("\n  - {name}\n    reason: local_source");
                 incomplete.push(json!({ "name": name, "reason": "local_source" }));
             }
+        }
+        if !self.capture.unrecorded.is_empty() {
+            text += "\n\nUncaptured requests:";
+        }
+        for request in &self.capture.unrecorded {
+            let name = [&request.name, &request.op, &request.url];
+            let name = name.into_iter().find(|name| !name.is_empty());
+            text += &format!("\n  - {}", name.map_or("", String::as_str));
+            for (what, value) in [
+                ("method", request.method.as_str()),
+                ("url", &request.url),
+                ("reason", request.reason),
+            ] {
+                if !value.is_empty() {
+                    text += &format!("\n    {what}: {value}");
+                }
+            }
+            incomplete.push(request.to_json());
         }
         let error = FrontendError::new(text);
         let kind = "github.com/moby/buildkit/errdefs.ProvenanceMaterialsIncomplete+json";
@@ -196,12 +217,14 @@ impl Provenance {
             metadata.maybe("source", source_json(&self.definition, &steps)?);
             metadata.maybe(
                 "layers",
-                layers::of(&self.engine, &self.definition, &self.built, &steps).await,
+                layers::of(&self.engine, &self.definition, &self.built, &steps, self.proxy_network)
+                    .await,
             );
             let mut object = Map::new();
             steps.add_to(&mut object);
             config = Some(Value::Object(object));
         }
+        metadata.maybe("network", self.network());
         let document = Document {
             materials: self.materials()?,
             source: asked.source,
@@ -219,6 +242,20 @@ impl Provenance {
         };
         let value = if options.old { document.version_02() } else { document.version_1() };
         Ok(gojson::to_vec_indented(&value).into())
+    }
+
+    /// How steps had a network, where that is worth a word.
+    fn network(&self) -> Option<Value> {
+        if !self.capture.proxied {
+            return None;
+        }
+        let mut network = Map::new();
+        network.text("mode", "proxy");
+        if !self.capture.unrecorded.is_empty() {
+            let each = self.capture.unrecorded.iter().map(Unrecorded::to_json);
+            network.insert("proxy".into(), json!({ "incomplete": each.collect::<Vec<_>>() }));
+        }
+        Some(Value::Object(network))
     }
 
     /// What is told of the builder, besides the platform's name.

@@ -49,10 +49,15 @@ pub struct Netlink {
     socket: OwnedFd,
 }
 
-/// Connects this process's network, of which `host` is outside.
-pub fn connect(host: &Netlink, link: &Link) -> io::Result<()> {
+/// The namespace that this thread is in.
+pub fn own_namespace() -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let own = rustix::fs::open("/proc/self/ns/net", flags, Mode::empty())?;
+    Ok(rustix::fs::open("/proc/thread-self/ns/net", flags, Mode::empty())?)
+}
+
+/// Connects this thread's network, of which `host` is outside.
+pub fn connect(host: &Netlink, link: &Link) -> io::Result<()> {
+    let own = own_namespace()?;
     let pair = |netlink: &Netlink| {
         let mut peer = interface(0, 0);
         peer.text(IFLA_IFNAME, INSIDE);

@@ -12,8 +12,7 @@ use rustix::{
 };
 
 use crate::{
-    Device, DeviceKind, ExecError, Io, Mount, MountOptions, MountSource, Network, Process,
-    Security, Spec,
+    Device, DeviceKind, ExecError, Io, Mount, MountOptions, MountSource, Process, Security, Spec,
     cgroup::{Layout, StepGroup},
     child::sandbox_capabilities,
     hosts, rootfs, sys,
@@ -236,11 +235,19 @@ pub fn container(
             attributes: attributes(&mount),
         });
     }
+    let network = match &spec.namespace {
+        None => None,
+        Some(network) => {
+            let fd = network.fd().try_clone();
+            Some(fds.add(fd.map_err(|error| ExecError::setup("hand over a network", error))?))
+        }
+    };
     let visible = |path: &&&str| sandbox && !(spec.no_process_sandbox && path.starts_with("/proc"));
     let paths = |list: &[&str]| list.iter().filter(visible).map(|path| path.to_string()).collect();
     Ok(Container {
         hostname: hostname(spec).to_owned(),
-        own_network: spec.network != Network::Host,
+        own_network: spec.has_own_network(),
+        network,
         link,
         own_pids: !spec.no_process_sandbox,
         root,

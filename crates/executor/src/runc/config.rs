@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    ExecError, MountSource, Network, Process, Resources, Security, Spec,
+    ExecError, MountSource, Process, Resources, Security, Spec,
     native::plan::{self, EMULATOR, MASKED, READONLY, SHM_SIZE},
     seccomp,
     spec::CAPABILITIES,
@@ -232,9 +232,4 @@ fn resources(spec: &Spec) -> Value {
     set("cpu", "mems", json!(cpuset_mems));
     set("pids", "limit", json!(pids));
     result
-}
-
-/// Whether the container gets a network of its own, which the launcher makes.
-pub fn own_network(spec: &Spec) -> bool {
-    spec.network != Network::Host
 }

@@ -9,6 +9,7 @@
 //! | mount selectors | through the input's selector | the part that is used is what counts |
 //! | cache mount id and sharing | only a default id with shared access | contents are never part of a result |
 //! | secret and ssh values | no | they must not be needed to tell results apart |
+//! | recording proxy | no | what a step may reach is as before; only its vertex has another name |
 //! | platform | yes | the same command means other programs |
 //! | resources | no | they change how fast, not what |
 

@@ -40,6 +40,16 @@ pub(crate) struct Run<'a> {
     pub traceparent: Option<String>,
     pub cancelled: CancellationToken,
     pub log: Arc<dyn Fn(LogStream, bytes::Bytes) + Send + Sync>,
+    /// The step reaches the network through a recording proxy.
+    pub proxy: Option<Proxy<'a>>,
+}
+
+/// What goes with a step's proxy.
+pub(crate) struct Proxy<'a> {
+    /// Decides about requests.
+    pub policy: Option<Arc<dyn netproxy::Policy>>,
+    /// Told at the end what was asked for.
+    pub requested: Box<dyn Fn(Arc<netproxy::Record>) + Send + Sync + 'a>,
 }
 
 /// What becomes of a mount once the process has ended.
@@ -84,7 +94,11 @@ impl Run<'_> {
         drop(others);
         let root = root.ok_or_else(|| OpError::invalid("mount / has no input"))?;
         let spec = self.spec(&meta, root, &mut prepared).await?;
-        if let Err(error) = self.process(spec, &meta, args).await {
+        let ended = match &self.proxy {
+            None => self.process(spec, &meta, args).await,
+            Some(proxy) => self.behind(proxy, spec, &meta, args).await,
+        };
+        if let Err(error) = ended {
             return Err(self.leave(error, prepared).await);
         }
         let mut outputs = Vec::new();
@@ -298,6 +312,26 @@ impl Run<'_> {
         .into_iter()
         .chain(parent)
         .collect()
+    }
+
+    /// Runs the process with a proxy as its network.
+    async fn behind(
+        &self,
+        proxy: &Proxy<'_>,
+        mut spec: Spec,
+        meta: &pb::Meta,
+        args: String,
+    ) -> Result<(), OpError> {
+        let attached = self.machine.proxies.attach(&mut spec, proxy.policy.clone()).await;
+        let attached = attached.map_err(|error| OpError::invalid(error.to_string()))?;
+        let ended = self.process(spec, meta, args).await;
+        let record = attached.finish().await;
+        let text = record.log();
+        if !text.is_empty() {
+            (self.log)(LogStream::Stderr, text.into());
+        }
+        (proxy.requested)(Arc::new(record));
+        ended
     }
 
     async fn process(&self, spec: Spec, meta: &pb::Meta, args: String) -> Result<(), OpError> {
