@@ -113,3 +113,55 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
     }
     pem + "-----END CERTIFICATE-----\n"
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
+
+    use super::*;
+
+    /// A handshake of a client that trusts the authority and expects `name`.
+    fn check(name: &'static str) {
+        let authority = Authority::generate().unwrap();
+        let text: String = authority.pem().lines().filter(|line| !line.starts_with('-')).collect();
+        let mut roots = RootCertStore::empty();
+        roots.add(BASE64_STANDARD.decode(text).unwrap().into()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut client = ClientConnection::new(Arc::new(client), name.try_into().unwrap()).unwrap();
+        let mut server = ServerConnection::new(authority.server(name).unwrap()).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = wire.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).unwrap();
+                server.process_new_packets().unwrap();
+            }
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut rest = wire.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        let again = authority.server(name).unwrap();
+        assert!(Arc::ptr_eq(&again, &authority.server(name).unwrap()), "it is kept");
+    }
+
+    #[test]
+    fn hosts_are_who_they_are_asked_to_be() {
+        check("host.example");
+        check("127.0.0.1");
+        check("::1");
+    }
+}

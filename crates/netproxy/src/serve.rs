@@ -91,6 +91,8 @@ impl Shared {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MOST_HEAD)
+            // Some programs say that they have asked all they want before they listen.
+            .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         if let Err(error) = served.await {

@@ -9,6 +9,7 @@ mod emulation;
 mod faults;
 mod frontends;
 mod gc;
+mod proxy;
 mod readers;
 mod reproducible;
 mod sources;
