@@ -899,6 +899,15 @@ mod tests {
     }
 
     #[test]
+    fn steps_are_put_behind_a_proxy() {
+        let proxied = |text, flags| load(text, flags).unwrap().proxy_network;
+        assert!(!proxied("", &[]));
+        assert!(proxied("", &["--proxy-network"]));
+        assert!(proxied("proxyNetwork = true", &[]));
+        assert!(!proxied("proxyNetwork = true", &["--proxy-network=false"]));
+    }
+
+    #[test]
     fn what_does_not_exist_is_refused() {
         for flags in [
             &["--containerd-worker=true"][..],

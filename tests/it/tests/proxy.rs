@@ -1,12 +1,12 @@
 //! Steps that reach the network through the recording proxy.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use it::{
     BUSYBOX, Context, Daemon, can_run,
     net::{Page, Server},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Builds `run` (lines of a Dockerfile) behind a proxy, in stages that end in the output.
 fn build(daemon: &Daemon, run: &str, args: &[&str]) -> (bool, String, tempfile::TempDir) {
@@ -47,7 +47,6 @@ fn requests_are_recorded() {
          RUN --network=none test \"$(cat /etc/ssl/certs/ca-certificates.crt)\" = trusted\n\
          FROM scratch\nCOPY --from=base /given /\n"
     );
-    let before = daemon.open_files();
     let (success, log, out) = build(&daemon, &run, &["--provenance=mode=max,version=v1"]);
     assert!(success, "{log}\n{}", daemon.log());
     assert!(log.contains(&format!("- GET http://{at}/given -> 200")), "{log}");
@@ -63,8 +62,11 @@ fn requests_are_recorded() {
     let metadata = &statement["predicate"]["runDetails"]["metadata"];
     assert_eq!(metadata["buildkit_metadata"]["network"]["mode"], "proxy");
     assert!(metadata["buildkit_metadata"]["network"].get("proxy").is_none(), "{metadata}");
-    let limit = std::time::Duration::from_secs(20);
-    it::eventually(limit, "sockets of proxies are closed", || daemon.open_files() <= before + 8);
+    it::eventually(Duration::from_secs(20), "no network is left of steps", || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("list files");
+        let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("net:")).count() == 0
+    });
     daemon.left_clean();
 }
 
@@ -88,4 +90,41 @@ fn what_is_not_known_is_said() {
     let incomplete = &metadata["network"]["proxy"]["incomplete"];
     assert_eq!(incomplete[0]["uri"], format!("http://{at}/missing"), "{incomplete}");
     assert_eq!(incomplete[0]["reason"], "unsuccessful_response");
+    let strict = "--provenance=mode=max,version=v1,complete-materials=true";
+    let (success, log, _out) = build(&daemon, &run, &["--no-cache", strict]);
+    assert!(!success, "{log}");
+    let expected = format!("url: http://{at}/missing\n    reason: unsuccessful_response");
+    assert!(log.contains("provenance materials are incomplete"), "{log}");
+    assert!(log.contains(&expected), "{log}");
+}
+
+#[test]
+fn policies_decide_about_requests() {
+    if !can_run() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let server = server();
+    let at = &server.address;
+    let rules = tempfile::NamedTempFile::new().expect("make a file");
+    let rule = |action: &str, from: &str, to: Option<&str>| {
+        let selector = json!({ "identifier": format!("http://{at}/{from}") });
+        let update = to.map(|to| json!({ "identifier": format!("http://{at}/{to}") }));
+        json!({ "action": action, "selector": selector, "updates": update })
+    };
+    let all = json!({
+        "rules": [rule("DENY", "denied", None), rule("CONVERT", "other", Some("given"))],
+    });
+    std::fs::write(rules.path(), all.to_string()).expect("write rules");
+    let run = format!(
+        "RUN NO_PROXY= no_proxy= wget -S -O /denied http://{at}/denied 2>&1 | grep '403 Forbidden'\n\
+         RUN NO_PROXY= no_proxy= wget -q -O /given http://{at}/other\n\
+         FROM scratch\nCOPY --from=base /given /\n"
+    );
+    let rules = rules.path().display().to_string();
+    let (success, log, out) = build(&daemon, &run, &["--source-policy-file", &rules]);
+    assert!(success, "{log}\n{}", daemon.log());
+    assert_eq!(std::fs::read(out.path().join("given")).expect("read a result"), b"given\n");
+    assert!(log.contains(&format!("- GET http://{at}/given -> 200")), "{log}");
+    assert!(!log.contains("/denied ->"), "{log}");
 }
