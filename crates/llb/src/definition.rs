@@ -377,3 +377,52 @@ impl pb::Definition {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name of a step with this network, behind a proxy or not, before it was digested.
+    fn check(network: i32, proxy_network: bool, expected: Result<&[u8], &str>) {
+        let exec = pb::ExecOp {
+            meta: Some(pb::Meta { args: vec!["true".into()], ..Default::default() }),
+            mounts: vec![pb::Mount { input: -1, dest: "/".into(), ..Default::default() }],
+            network,
+            ..Default::default()
+        };
+        let op = pb::Op { op: Some(pb::op::Op::Exec(exec)), ..Default::default() };
+        let op = op.encode_to_vec();
+        let digest = Digest::of(&op).to_string();
+        let terminal =
+            pb::Op { inputs: vec![pb::Input { digest, index: 0 }], ..Default::default() };
+        let mut name = encode::canonical_op(&op).unwrap();
+        let def = vec![op.into(), terminal.encode_to_vec().into()];
+        let definition = pb::Definition { def, ..Default::default() };
+        let platform = Platform::new("linux", "amd64");
+        let options =
+            ParseOptions { default_platform: &platform, capabilities: None, proxy_network };
+        let parsed = Definition::parse(&definition, &options).map_err(|error| error.to_string());
+        match expected {
+            Ok(end) => {
+                name.extend_from_slice(end);
+                let parsed = parsed.unwrap();
+                assert_eq!(parsed.result().vertex, Digest::of(name), "{network} {proxy_network}");
+                assert_eq!(parsed.vertices()[0].proxied, !end.is_empty());
+            }
+            Err(text) => assert_eq!(parsed.unwrap_err(), text),
+        }
+    }
+
+    #[test]
+    fn steps_behind_a_proxy_have_other_names() {
+        let [unset, host, none] =
+            [pb::NetMode::Unset, pb::NetMode::Host, pb::NetMode::None].map(|mode| mode as i32);
+        let end = b"\0buildkit.proxy-network.v0";
+        check(unset, false, Ok(b""));
+        check(unset, true, Ok(end));
+        check(host, true, Ok(end));
+        check(none, true, Ok(b""));
+        check(7, false, Ok(b""));
+        check(7, true, Err("network mode 7 is not allowed when proxy network is enabled"));
+    }
+}
