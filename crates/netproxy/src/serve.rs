@@ -277,10 +277,11 @@ fn redirect(from: &Uri, to: &HeaderValue) -> Option<String> {
     Some(shown(&uri))
 }
 
-/// An error with its causes.
+/// The causes of an error, without the client's own words around them.
 fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
+    let first = error.source().unwrap_or(error);
+    let mut text = first.to_string();
+    let mut cause = first.source();
     while let Some(next) = cause {
         text += &format!(": {next}");
         cause = next.source();
