@@ -25,7 +25,7 @@ use crate::{
 
 /// So many keys of private content are remembered. They come back only while their session lasts,
 /// and every build brings new ones.
-const MOST_PRIVATE: usize = 1024;
+const MOST_PRIVATE: usize = 512;
 
 /// How a key follows from the key of one of its inputs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
