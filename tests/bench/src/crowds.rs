@@ -30,14 +30,20 @@ async fn all(client: &Client, folders: &[&Path]) -> anyhow::Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// The same step, wanted by twenty.
+/// A step, wanted by one, and another one, wanted by twenty.
 pub async fn dedupe(client: &Client, scale: &Scale) -> anyhow::Result<Times> {
     let base = fixture::tools(&scale.busybox, "")?;
     build(client, base.path(), "bench", Vec::new()).await?;
-    let step = format!("RUN sleep 1 # {}\n", base::id::random_id());
-    let folder = fixture::tools(&scale.busybox, &step)?;
-    let took = all(client, &[folder.path(); 20]).await?;
-    Ok(vec![("dedupe: 20 clients, one step of 1 s", took.into())])
+    let step = || {
+        let step = format!("RUN sleep 1 # {}\n", base::id::random_id());
+        fixture::tools(&scale.busybox, &step)
+    };
+    let alone = all(client, &[step()?.path()]).await?;
+    let together = all(client, &[step()?.path(); 20]).await?;
+    Ok(vec![
+        ("dedupe: one client, one step of 1 s", alone.into()),
+        ("dedupe: 20 clients, one step of 1 s", together.into()),
+    ])
 }
 
 /// Different steps, wanted by forty.
