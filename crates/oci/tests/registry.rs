@@ -14,6 +14,7 @@ use std::{
 };
 
 use base::Digest;
+use futures_util::StreamExt as _;
 use oci::{
     Descriptor, Error, Manifest, Provider as _, Pushed, Reference, Registry as _, content, media,
     memory::Memory,
@@ -545,4 +546,38 @@ async fn silent_servers_are_given_up() {
     let error = remote.resolve(&local(&server, "x:1")).await.unwrap_err().to_string();
     assert!(begun.elapsed() < Duration::from_secs(20));
     assert!(error.contains(&format!("registry {} did not answer", server.address)), "{error}");
+}
+
+/// A blob that is long in coming.
+struct Slow(Vec<u8>);
+
+#[async_trait::async_trait]
+impl oci::Provider for Slow {
+    async fn open(&self, _: &Descriptor, offset: u64) -> oci::Result<oci::BlobStream> {
+        let offset = usize::try_from(offset).unwrap();
+        let pieces: Vec<_> = self.0[offset..].iter().map(|byte| vec![*byte].into()).collect();
+        let slowly = futures_util::stream::iter(pieces).then(|piece| async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            Ok(piece)
+        });
+        Ok(slowly.boxed())
+    }
+
+    fn describe(&self) -> String {
+        "slow".into()
+    }
+}
+
+/// However long an upload takes, it goes on as long as something moves.
+#[tokio::test]
+async fn long_uploads_are_not_silence() {
+    let server = Server::start(|request| match request.method.as_str() {
+        "POST" => Answer::new(202).header("Location", "/v2/x/blobs/uploads/1"),
+        "PUT" => Answer::new(201),
+        _ => Answer::new(404),
+    });
+    let remote = client(Anonymous, |options| options.patience = Duration::from_secs(1));
+    let bytes = vec![7; 10];
+    let blob = Descriptor::of(media::OCI_LAYER_GZIP.to_owned(), &bytes);
+    remote.push_blob(&local(&server, "x:1"), &blob, &Slow(bytes), &[]).await.unwrap();
 }

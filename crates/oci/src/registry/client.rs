@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures_util::StreamExt as _;
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::{Body, Response, Url};
 use tokio::sync::Semaphore;
@@ -37,7 +38,8 @@ pub struct Options {
     pub user_agent: String,
     /// Size of the parts of an upload where the server cannot take it in one request.
     pub chunk_size: u64,
-    /// How long a server may send nothing at all.
+    /// How long a server may keep an answer waiting. In the middle of one it may be silent for half
+    /// as long: to ask for the rest again costs little.
     pub patience: Duration,
 }
 
@@ -48,7 +50,7 @@ impl Default for Options {
             concurrency_per_host: 4,
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).into(),
             chunk_size: 16 << 20,
-            patience: Duration::from_secs(90),
+            patience: Duration::from_secs(60),
         }
     }
 }
@@ -80,6 +82,7 @@ struct ClientKey {
     table: String,
     insecure: bool,
     plain: bool,
+    upload: bool,
 }
 
 impl Client {
@@ -102,17 +105,25 @@ impl Client {
     }
 
     pub(super) fn http(&self, endpoint: &Endpoint) -> Result<reqwest::Client> {
+        self.http_for(endpoint, false)
+    }
+
+    /// Uploads have clients of their own, because the time in which something must be read would
+    /// run while there is only something to send.
+    fn http_for(&self, endpoint: &Endpoint, upload: bool) -> Result<reqwest::Client> {
         let known = self.0.options.hosts.0.contains_key(&endpoint.config);
         let key = ClientKey {
             table: if known { endpoint.config.clone() } else { String::new() },
             insecure: endpoint.insecure,
             plain: endpoint.plain,
+            upload,
         };
         let mut clients = self.0.clients.lock().expect("no panics while held");
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.0.options.hosts.client(endpoint, &self.0.options)?;
+        let patience = (!upload).then_some(self.0.options.patience);
+        let client = self.0.options.hosts.client(endpoint, &self.0.options.user_agent, patience)?;
         clients.insert(key, client.clone());
         Ok(client)
     }
@@ -129,6 +140,11 @@ impl Client {
 
     pub(super) fn set_answering(&self, ways: Vec<Endpoint>, endpoint: Endpoint) {
         self.0.answering.lock().expect("no panics while held").insert(ways, endpoint);
+    }
+
+    /// How long nothing may come in the middle of an answer.
+    pub(super) fn stall(&self) -> Duration {
+        self.0.options.patience / 2
     }
 
     pub(super) fn chunk_size(&self) -> u64 {
@@ -244,19 +260,33 @@ impl Remote {
         length: u64,
         body: crate::BlobStream,
     ) -> Result<Response> {
-        let http = self.client.http(endpoint)?;
+        let http = self.client.http_for(endpoint, true)?;
         let header = self.authorization(&http, endpoint, &request.scopes).await?;
+        let moved = Arc::new(Mutex::new(Instant::now()));
+        let moving = moved.clone();
+        let body = body.inspect(move |_| {
+            *moving.lock().expect("no panics while held") = Instant::now();
+        });
         let mut builder = http
             .request(request.method.clone(), request.url.clone())
             .headers(request.headers.clone())
             .header(header::CONTENT_LENGTH, length)
-            .body(Body::wrap_stream(body))
-            // An upload of many gigabytes is no reason to give up.
-            .timeout(std::time::Duration::from_secs(24 * 3600));
+            .body(Body::wrap_stream(body));
         if let Some(value) = header {
             builder = builder.header(header::AUTHORIZATION, value);
         }
-        builder.send().await.map_err(|error| unreachable(request.what, endpoint, &error))
+        let patience = self.client.0.options.patience;
+        tokio::select! {
+            answer = builder.send() => {
+                answer.map_err(|error| unreachable(request.what, endpoint, &error))
+            }
+            () = silence(&moved, patience) => Err(Error::Unreachable {
+                what: request.what.to_owned(),
+                host: endpoint.host.clone(),
+                message: format!("it took nothing for {} seconds", patience.as_secs()),
+                hint: "",
+            }),
+        }
     }
 
     async fn authorization(
@@ -284,6 +314,17 @@ impl Remote {
             .collect();
         let authorizer = &self.client.0.authorizer;
         authorizer.refused(&endpoint.host, &*self.credentials, &challenges, sent, scopes).await
+    }
+}
+
+/// Ends when nothing has moved for so long.
+async fn silence(moved: &Mutex<Instant>, patience: Duration) {
+    loop {
+        let end = *moved.lock().expect("no panics while held") + patience;
+        if end <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(end.into()).await;
     }
 }
 

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use super::Options;
 use crate::{Error, Reference, Result, reference::DOCKER_HUB_HOST};
 
 /// How long a connection may take to be made.
@@ -127,14 +126,22 @@ impl Hosts {
         }
     }
 
-    /// An HTTP client with the trust and certificates of the endpoint's table.
-    pub(super) fn client(&self, endpoint: &Endpoint, options: &Options) -> Result<reqwest::Client> {
+    /// An HTTP client with the trust and certificates of the endpoint's table, which gives up when
+    /// it reads nothing for as long as `patience`.
+    pub(super) fn client(
+        &self,
+        endpoint: &Endpoint,
+        user_agent: &str,
+        patience: Option<Duration>,
+    ) -> Result<reqwest::Client> {
         install_crypto_provider();
         let mut builder = reqwest::Client::builder()
-            .user_agent(&options.user_agent)
+            .user_agent(user_agent)
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(options.patience)
             .pool_idle_timeout(Duration::from_secs(30));
+        if let Some(patience) = patience {
+            builder = builder.read_timeout(patience);
+        }
         if endpoint.insecure {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }

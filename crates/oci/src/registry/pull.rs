@@ -1,5 +1,7 @@
 //! Asking a registry: names, manifests, blobs, tags, referrers.
 
+use std::time::Duration;
+
 use base::Digest;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
@@ -91,7 +93,7 @@ impl Remote {
             return Err(unexpected(what, endpoint, answer).await);
         }
         let declared = content_type(&answer);
-        let body = read_bounded(answer, MAX_MANIFEST, what).await?;
+        let body = read_bounded(answer, self.client.stall(), MAX_MANIFEST, what).await?;
         let media_type = media::detect_manifest(&body).or(declared).unwrap_or_default();
         let descriptor = Descriptor::of(media_type, &body);
         match reference.digest() {
@@ -151,7 +153,8 @@ impl Remote {
         if !answer.status().is_success() {
             return Err(unexpected(what, endpoint, answer).await);
         }
-        let body = read_bounded(answer, MAX_MANIFEST.max(MAX_CONFIG), what).await?;
+        let body =
+            read_bounded(answer, self.client.stall(), MAX_MANIFEST.max(MAX_CONFIG), what).await?;
         let actual = Digest::of(&body);
         if actual != manifest.digest {
             return Err(Error::corrupt(what, manifest.digest, actual));
@@ -227,11 +230,12 @@ impl Remote {
             request.headers.insert(header::RANGE, range.expect("digits are a header value"));
         }
         let answer = self.send(endpoint, request).await?;
+        let stall = self.client.stall();
         match answer.status() {
-            StatusCode::PARTIAL_CONTENT => Ok(pieces(answer)),
+            StatusCode::PARTIAL_CONTENT => Ok(pieces(answer, stall)),
             // Asked from the very end: nothing is left.
             StatusCode::RANGE_NOT_SATISFIABLE if offset > 0 => Ok(stream::empty().boxed()),
-            status if status.is_success() => Ok(skip(pieces(answer), offset)),
+            status if status.is_success() => Ok(skip(pieces(answer, stall), offset)),
             _ => Err(unexpected(what, endpoint, answer).await),
         }
     }
@@ -277,7 +281,7 @@ impl Remote {
                 return Err(unexpected(&what, &endpoint, answer).await);
             }
             let next = next_page(&answer, &url);
-            let body = read_bounded(answer, MAX_MANIFEST, &what).await?;
+            let body = read_bounded(answer, self.client.stall(), MAX_MANIFEST, &what).await?;
             let page: Page =
                 serde_json::from_slice(&body).map_err(|error| Error::invalid(&what, error))?;
             tags.extend(page.tags);
@@ -306,7 +310,9 @@ impl Remote {
         let request = Request::new(&what, Method::GET, url, Scopes::pull(repository.path()));
         let answer = self.send(&endpoint, request).await?;
         let body = match answer.status() {
-            status if status.is_success() => read_bounded(answer, MAX_MANIFEST, &what).await?,
+            status if status.is_success() => {
+                read_bounded(answer, self.client.stall(), MAX_MANIFEST, &what).await?
+            }
             // Registries before distribution 1.1 keep an index under a tag made of the digest.
             StatusCode::NOT_FOUND => {
                 let tag = format!("sha256-{}", subject.hex());
@@ -315,7 +321,7 @@ impl Remote {
                 if !answer.status().is_success() {
                     return Ok(Vec::new());
                 }
-                read_bounded(answer, MAX_MANIFEST, &what).await?
+                read_bounded(answer, self.client.stall(), MAX_MANIFEST, &what).await?
             }
             _ => return Err(unexpected(&what, &endpoint, answer).await),
         };
@@ -410,9 +416,21 @@ impl Download {
     }
 }
 
-fn pieces(answer: Response) -> BlobStream {
+/// The answer's body, in which nothing may come for as long as `stall`.
+fn pieces(answer: Response, stall: Duration) -> BlobStream {
+    let next = move |mut body: BlobStream| async move {
+        let piece = match tokio::time::timeout(stall, body.next()).await {
+            Ok(piece) => piece?,
+            Err(_) => {
+                let text = format!("nothing came for {} seconds", stall.as_secs());
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
+            }
+        };
+        Some((piece, body))
+    };
     let text = |error: reqwest::Error| std::io::Error::other(innermost(&error));
-    answer.bytes_stream().map(move |piece| piece.map_err(text)).boxed()
+    let body = answer.bytes_stream().map(move |piece| piece.map_err(text)).boxed();
+    stream::unfold(body, next).boxed()
 }
 
 /// Leaves out the first bytes, for servers that do not know ranges.
@@ -448,9 +466,9 @@ pub(super) fn described(answer: &Response) -> Option<Descriptor> {
     (known && size > 0).then(|| Descriptor::new(media_type, digest, size))
 }
 
-async fn read_bounded(answer: Response, limit: u64, what: &str) -> Result<Bytes> {
+async fn read_bounded(answer: Response, stall: Duration, limit: u64, what: &str) -> Result<Bytes> {
     let mut body = BytesMut::new();
-    let mut stream = pieces(answer);
+    let mut stream = pieces(answer, stall);
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| Error::io(format!("read {what}"), error))?;
         if (body.len() + piece.len()) as u64 > limit {
