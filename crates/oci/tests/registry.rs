@@ -478,9 +478,11 @@ async fn mirrors_come_first_and_may_fail() {
     let remote = client(Anonymous, |options| options.hosts = hosts);
     let found = remote.resolve(&Reference::parse("hub.test/a:1").unwrap()).await.unwrap();
     assert_eq!(found.digest, Digest::of(body));
-    // The mirror says no; the registry itself cannot be reached: that is the error.
+    // The mirror says no; the registry itself cannot be reached: both are told.
     let error = remote.resolve(&Reference::parse("hub.test/b:1").unwrap()).await.unwrap_err();
-    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    assert!(error.is_not_found(), "{error}");
+    assert!(error.to_string().contains("registry hub.test did not answer: "), "{error}");
+    assert!(error.to_string().ends_with(" says: not found"), "{error}");
 }
 
 #[tokio::test]

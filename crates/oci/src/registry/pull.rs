@@ -41,7 +41,10 @@ macro_rules! first_good {
             };
             tracing::debug!(host = %$endpoint.host, %error, "endpoint failed");
             if $endpoint.mirror_of.is_some() {
-                of_mirror = Some(error);
+                let silent = matches!(error, Error::Unreachable { .. });
+                if !silent || of_mirror.is_none() {
+                    of_mirror = Some(($endpoint.host, error));
+                }
                 continue;
             }
             let definite = !matches!(error, Error::Unreachable { .. });
@@ -54,9 +57,24 @@ macro_rules! first_good {
         }
         match found {
             Some(value) => Ok(value),
-            None => Err(own.or(of_mirror).expect("every registry has an endpoint")),
+            None => Err(most_telling(own, of_mirror)),
         }
     }};
+}
+
+/// A mirror's "there is no such thing" answers the question where the registry itself is silent.
+fn most_telling(own: Option<Error>, of_mirror: Option<(String, Error)>) -> Error {
+    match (own, of_mirror) {
+        (Some(Error::Unreachable { what, host, message, .. }), Some((mirror, error)))
+            if error.is_not_found() =>
+        {
+            let silent = format!("registry {host} did not answer: {message}");
+            Error::not_found(format!("{what}: {silent}; mirror {mirror} says"))
+        }
+        (own, of_mirror) => {
+            own.or(of_mirror.map(|(_, error)| error)).expect("every registry has an endpoint")
+        }
+    }
 }
 
 impl Remote {
