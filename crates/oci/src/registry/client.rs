@@ -27,6 +27,11 @@ const TLS_HINT: &str = "if the registry speaks plain HTTP or has a private certi
 /// Rounds of refusal and new credentials for one request.
 const AUTH_ROUNDS: u32 = 4;
 
+/// What a registry may have to copy to where it stays once it has arrived, which takes time.
+const LARGE: u64 = 64 << 20;
+/// So many times as patient with such an upload that has been sent whole.
+const COMMIT: u32 = 10;
+
 /// Settings of a [`Client`].
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -262,10 +267,13 @@ impl Remote {
     ) -> Result<Response> {
         let http = self.client.http_for(endpoint, true)?;
         let header = self.authorization(&http, endpoint, &request.scopes).await?;
-        let moved = Arc::new(Mutex::new(Instant::now()));
-        let moving = moved.clone();
-        let body = body.inspect(move |_| {
-            *moving.lock().expect("no panics while held") = Instant::now();
+        let patience = self.client.0.options.patience;
+        let silence = Arc::new(Silence(Mutex::new((Instant::now(), patience))));
+        let (heard, mut left) = (silence.clone(), length);
+        let body = body.inspect(move |piece| {
+            left = left.saturating_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64));
+            let commits = left == 0 && length >= LARGE;
+            heard.moved(if commits { patience * COMMIT } else { patience });
         });
         let mut builder = http
             .request(request.method.clone(), request.url.clone())
@@ -275,15 +283,14 @@ impl Remote {
         if let Some(value) = header {
             builder = builder.header(header::AUTHORIZATION, value);
         }
-        let patience = self.client.0.options.patience;
         tokio::select! {
             answer = builder.send() => {
                 answer.map_err(|error| unreachable(request.what, endpoint, &error))
             }
-            () = silence(&moved, patience) => Err(Error::Unreachable {
+            waited = silence.too_long() => Err(Error::Unreachable {
                 what: request.what.to_owned(),
                 host: endpoint.host.clone(),
-                message: format!("it took nothing for {} seconds", patience.as_secs()),
+                message: format!("it took nothing for {} seconds", waited.as_secs()),
                 hint: "",
             }),
         }
@@ -317,14 +324,23 @@ impl Remote {
     }
 }
 
-/// Ends when nothing has moved for so long.
-async fn silence(moved: &Mutex<Instant>, patience: Duration) {
-    loop {
-        let end = *moved.lock().expect("no panics while held") + patience;
-        if end <= Instant::now() {
-            return;
+/// When something last moved, and how long nothing may from then on.
+struct Silence(Mutex<(Instant, Duration)>);
+
+impl Silence {
+    fn moved(&self, patience: Duration) {
+        *self.0.lock().expect("no panics while held") = (Instant::now(), patience);
+    }
+
+    /// Ends when nothing has moved for too long; returns how long.
+    async fn too_long(&self) -> Duration {
+        loop {
+            let (moved, patience) = *self.0.lock().expect("no panics while held");
+            if moved.elapsed() >= patience {
+                return patience;
+            }
+            tokio::time::sleep_until((moved + patience).into()).await;
         }
-        tokio::time::sleep_until(end.into()).await;
     }
 }
 
