@@ -241,9 +241,13 @@ impl Push {
 
     async fn one(&self, target: &Reference) -> oci::Result<()> {
         let repository = target.without_tag_and_digest();
+        let root = &self.assembled.root;
+        let unchanged;
         {
             let mut step = Step::begin(&self.progress, "pushing layers");
-            let members = self.assembled.manifests();
+            unchanged = self.registry.has_manifest(target, root).await?;
+            let members = self.assembled.members.iter().filter(|_| !unchanged);
+            let members = members.chain(&self.assembled.referrers);
             let all =
                 members.flat_map(|m| m.layers.iter().map(|l| &l.descriptor).chain([&m.config]));
             let mut seen = std::collections::BTreeSet::new();
@@ -259,17 +263,18 @@ impl Push {
                 step.at(done, total);
             }
         }
-        let root = &self.assembled.root;
         let id = format!("pushing manifest for {target}@{}", root.digest);
         let _step = Step::begin(&self.progress, id);
-        if self.assembled.is_index {
+        if self.assembled.is_index && !unchanged {
             let members = self.assembled.members.iter();
             let pushes = members.map(|member| self.manifest(&repository, &member.manifest));
             let pushes: Vec<_> = pushes.collect();
             let mut pushes = stream::iter(pushes).buffer_unordered(PUSHES);
             while let Some(()) = pushes.try_next().await? {}
         }
-        self.manifest(target, root).await?;
+        if !unchanged {
+            self.manifest(target, root).await?;
+        }
         for referrer in &self.assembled.referrers {
             let about = referrer.manifest.annotations.get(ANNOTATION_REFERENCE_DIGEST);
             let image = self.assembled.members.iter().map(|member| member.manifest.digest);

@@ -194,6 +194,15 @@ impl Registry for Memory {
         Ok(Pushed::Uploaded)
     }
 
+    async fn has_manifest(&self, reference: &Reference, manifest: &Descriptor) -> Result<bool> {
+        let state = self.ask(format!("look for {reference}"), reference.host())?;
+        let repository = reference.repository();
+        Ok(match reference.tag() {
+            Some(tag) => state.tags.get(&(repository, tag.to_owned())) == Some(&manifest.digest),
+            None => state.manifests.contains_key(&(repository, manifest.digest)),
+        })
+    }
+
     async fn push_manifest(
         &self,
         reference: &Reference,

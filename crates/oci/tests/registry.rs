@@ -534,7 +534,10 @@ async fn a_repeated_push_only_looks() {
         assert_eq!(remote.push_blob(&target, blob, &memory, &[]).await.unwrap(), Pushed::Exists);
     }
     remote.push_manifest(&target, &root, body).await.unwrap();
-    assert_eq!(*methods.lock().unwrap(), ["HEAD"; 3]);
+    assert!(remote.has_manifest(&target, &root).await.unwrap());
+    let other = Descriptor { digest: Digest::of(b"another"), ..root.clone() };
+    assert!(!remote.has_manifest(&target, &other).await.unwrap());
+    assert_eq!(*methods.lock().unwrap(), ["HEAD"; 5]);
 }
 
 #[tokio::test]

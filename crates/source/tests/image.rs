@@ -336,6 +336,9 @@ impl Registry for Old {
     ) -> oci::Result<oci::Pushed> {
         Err(oci::Error::NotFound { what: "blob".into() })
     }
+    async fn has_manifest(&self, _: &Reference, _: &Descriptor) -> oci::Result<bool> {
+        Ok(false)
+    }
     async fn push_manifest(&self, _: &Reference, _: &Descriptor, _: Bytes) -> oci::Result<()> {
         Err(oci::Error::NotFound { what: "manifest".into() })
     }

@@ -57,6 +57,17 @@ async fn index_with_everything_below_it() {
 }
 
 #[tokio::test]
+async fn an_unchanged_image_costs_one_look() {
+    let world = World::new().await;
+    let tree = world.layer(None, "x", &[("a", "a")]).await;
+    let attrs = [("name", "h.io/app:1"), ("push", "true")];
+    world.export("image", &attrs, 0, single(&tree)).await.unwrap();
+    world.memory.take_log();
+    world.export("image", &attrs, 0, single(&tree)).await.unwrap();
+    assert_eq!(world.memory.take_log(), ["look for h.io/app:1"]);
+}
+
+#[tokio::test]
 async fn a_failed_push_names_what_and_where() {
     let world = World::new().await;
     let tree = world.layer(None, "x", &[("a", "a")]).await;
@@ -64,7 +75,7 @@ async fn a_failed_push_names_what_and_where() {
     let attrs = [("name", "h.io/app:1"), ("push", "true")];
     let error = world.export("image", &attrs, 0, single(&tree)).await.err().unwrap();
     let error = text(&error);
-    assert!(error.starts_with("failed to push h.io/app:1: push sha256:"), "{error}");
+    assert!(error.starts_with("failed to push h.io/app:1: look for h.io/app:1:"), "{error}");
     assert!(error.ends_with("registry h.io did not answer: connection refused"), "{error}");
     // The image is in the store all the same.
     assert!(world.store.images().get("h.io/app:1").is_some());

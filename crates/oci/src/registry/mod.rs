@@ -57,6 +57,11 @@ pub trait Registry: Send + Sync {
         mount_from: &[Reference],
     ) -> Result<Pushed>;
 
+    /// Whether `reference` leads to this very manifest or index already, by its tag or, if it has
+    /// none, by digest. A registry takes a manifest only after all that it names, so that nothing
+    /// below it needs to be pushed then.
+    async fn has_manifest(&self, reference: &Reference, manifest: &Descriptor) -> Result<bool>;
+
     /// Stores a manifest or index under the tag of `reference`, or under its digest alone if
     /// there is none.
     async fn push_manifest(
@@ -160,6 +165,10 @@ impl Registry for Remote {
         mount_from: &[Reference],
     ) -> Result<Pushed> {
         self.do_push_blob(repository, blob, from, mount_from).await
+    }
+
+    async fn has_manifest(&self, reference: &Reference, manifest: &Descriptor) -> Result<bool> {
+        self.do_has_manifest(reference, manifest).await
     }
 
     async fn push_manifest(

@@ -60,29 +60,38 @@ impl Remote {
         Ok(Pushed::Uploaded)
     }
 
+    pub(super) async fn do_has_manifest(
+        &self,
+        reference: &Reference,
+        manifest: &Descriptor,
+    ) -> Result<bool> {
+        let what = format!("look for manifest {} as {reference}", manifest.digest);
+        let endpoint = self.own_endpoint(reference, &what).await?;
+        let url = manifest_url(&endpoint, reference, manifest)?;
+        let mut look = Request::new(&what, Method::HEAD, url, Scopes::push(reference.path()));
+        look.headers.insert(header::ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS));
+        let there = self.send(&endpoint, look).await?;
+        // Some registries let only pushers look; the push will tell.
+        Ok(there.status().is_success()
+            && described(&there).is_some_and(|found| {
+                found.digest == manifest.digest && found.media_type == manifest.media_type
+            }))
+    }
+
     pub(super) async fn do_push_manifest(
         &self,
         reference: &Reference,
         manifest: &Descriptor,
         body: Bytes,
     ) -> Result<()> {
-        let object = reference.tag().map_or_else(|| manifest.digest.to_string(), str::to_owned);
-        let what = format!("push manifest {} as {reference}", manifest.digest);
-        let endpoint = self.own_endpoint(reference, &what).await?;
-        let url = endpoint.url(reference.path(), &format!("manifests/{object}"))?;
-        let scopes = Scopes::push(reference.path());
         // What is there already need not be sent: a repeated push costs looks only.
-        let mut look = Request::new(&what, Method::HEAD, url.clone(), scopes.clone());
-        look.headers.insert(header::ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS));
-        let there = self.send(&endpoint, look).await?;
-        if there.status().is_success()
-            && described(&there).is_some_and(|found| {
-                found.digest == manifest.digest && found.media_type == manifest.media_type
-            })
-        {
+        if self.do_has_manifest(reference, manifest).await? {
             return Ok(());
         }
-        let mut request = Request::new(&what, Method::PUT, url, scopes);
+        let what = format!("push manifest {} as {reference}", manifest.digest);
+        let endpoint = self.own_endpoint(reference, &what).await?;
+        let url = manifest_url(&endpoint, reference, manifest)?;
+        let mut request = Request::new(&what, Method::PUT, url, Scopes::push(reference.path()));
         let media_type = HeaderValue::from_str(&manifest.media_type)
             .map_err(|error| Error::invalid(&what, error))?;
         request.headers.insert(header::CONTENT_TYPE, media_type);
@@ -93,6 +102,12 @@ impl Remote {
         }
         Err(unexpected(&what, &endpoint, answer).await)
     }
+}
+
+/// Where a manifest is under the tag of `reference`, or under its digest if it has none.
+fn manifest_url(endpoint: &Endpoint, reference: &Reference, manifest: &Descriptor) -> Result<Url> {
+    let object = reference.tag().map_or_else(|| manifest.digest.to_string(), str::to_owned);
+    endpoint.url(reference.path(), &format!("manifests/{object}"))
 }
 
 enum Started {

@@ -383,11 +383,13 @@ impl Images {
         let repository = name.without_tag_and_digest();
         let wrong = |error| push_error(name, error);
         let mut seen = BTreeSet::new();
+        let unchanged = registry.has_manifest(name, &root).await.map_err(wrong)?;
         let manifests = || members.iter().filter_map(|member| member.manifest.as_ref());
         let layers = manifests().flat_map(|it| &it.layers).map(|layer| (layer, true));
         let about = statements.iter().map(|(_, _, manifest)| manifest);
         let about = about.flat_map(|it| it.layers.iter().chain([&it.config]));
-        let configs = manifests().map(|it| &it.config).chain(about).map(|blob| (blob, false));
+        let configs = manifests().filter(|_| !unchanged).map(|it| &it.config);
+        let configs = configs.chain(about).map(|blob| (blob, false));
         // Foreign layers stay where they are.
         let blobs: Vec<(&Descriptor, bool)> = layers
             .chain(configs)
@@ -403,7 +405,10 @@ impl Images {
                 let events = shown.then_some(events);
                 let from = Told { store: store.clone(), events: events.cloned() };
                 let sources = sources(store, &blob.digest, repository_ref.domain());
-                let pushed = registry.push_blob(repository_ref, blob, &from, &sources).await?;
+                let pushed = match unchanged && *shown {
+                    true => Pushed::Exists,
+                    false => registry.push_blob(repository_ref, blob, &from, &sources).await?,
+                };
                 if let Some(events) = events {
                     let status = match pushed {
                         Pushed::Exists => "Layer already exists".to_owned(),
@@ -421,11 +426,14 @@ impl Images {
             note_source(store, &digest, &repository);
         }
         let body = |digest: &Digest| store.content().read(digest, MAX_MANIFEST).map_err(failed);
-        for member in members.iter().filter(|member| member.descriptor.digest != root.digest) {
-            let text = body(&member.descriptor.digest)?;
-            registry.push_manifest(&repository, &member.descriptor, text).await.map_err(wrong)?;
+        if !unchanged {
+            for member in members.iter().filter(|member| member.descriptor.digest != root.digest) {
+                let text = body(&member.descriptor.digest)?;
+                let pushed = registry.push_manifest(&repository, &member.descriptor, text);
+                pushed.await.map_err(wrong)?;
+            }
+            registry.push_manifest(name, &root, body(&root.digest)?).await.map_err(wrong)?;
         }
-        registry.push_manifest(name, &root, body(&root.digest)?).await.map_err(wrong)?;
         for (image, descriptor, _) in &statements {
             let text = body(&descriptor.digest)?;
             registry.push_manifest(&repository, descriptor, text).await.map_err(wrong)?;
