@@ -29,7 +29,7 @@ use std::{
 };
 
 use base::Platform;
-use executor::{Event, ExecError, Hooks, Io, Root, Spec, net::PortProxy};
+use executor::{Event, ExecError, Hooks, Io, Network, Root, Spec, net::PortProxy};
 use frontend_api::{Code, FrontendError};
 use proto::rbuild::v1 as wire;
 use snapshot::Tree;
@@ -423,7 +423,7 @@ impl Runner {
         let hooks =
             Hooks { started: Some(started), events: Some(events_out), cancel: cancel.clone() };
         let before = container.phase();
-        let live = Live { events, stdin, cancel, ports: Vec::new(), tree };
+        let live = Live { events, stdin, cancel, ports: Vec::new(), endpoint: None, tree };
         *container.live.lock().expect("no panic while holding a run") = Some(live);
         container.output.open();
         let executor = self.engine.machine().executor.clone();
@@ -491,14 +491,24 @@ impl Runner {
         Ok(())
     }
 
+    /// Learns the address of a network of its own, and publishes its ports.
     async fn publish(&self, container: &Container) -> Result<(), FrontendError> {
         let ports = &container.settled.ports;
-        if ports.is_empty() {
+        if container.settled.network != Network::Isolated {
             return Ok(());
         }
-        let network = self.engine.machine().executor.network(&container.id);
-        let network =
-            network.map_err(|error| failure::internal("enter a container's network", error))?;
+        let network = match self.engine.machine().executor.network(&container.id) {
+            Ok(network) => network,
+            // It may be over already.
+            Err(_) if ports.is_empty() => return Ok(()),
+            Err(error) => return Err(failure::internal("enter a container's network", error)),
+        };
+        if let Ok(endpoint) = network.endpoint().await
+            && let Some(live) =
+                container.live.lock().expect("no panic while holding a run").as_mut()
+        {
+            live.endpoint = endpoint;
+        }
         for port in ports {
             let (host, network) = (port.host, network.clone());
             let proxy = match port.udp {
@@ -530,6 +540,7 @@ impl Runner {
         spec.security = settled.security;
         spec.capabilities = settled.capabilities;
         spec.resources = settled.resources.clone();
+        spec.oom_score_adj = settled.oom_score_adj;
         spec.extra_hosts.clone_from(&settled.extra_hosts);
         spec.dns = settled.dns.clone();
         spec.shm_size = settled.shm_size;
@@ -637,18 +648,17 @@ impl Packer {
 }
 
 fn ended(exit: Result<executor::Exit, ExecError>) -> Exit {
-    let at = SystemTime::now();
     match exit {
-        Ok(exit) => Exit { code: exit.code, error: String::new(), at },
-        Err(ExecError::Cancelled) => Exit { code: 137, error: String::new(), at },
+        Ok(exit) => Exit { oom_killed: exit.oom_killed, ..Exit::now(exit.code, String::new()) },
+        Err(ExecError::Cancelled) => Exit::now(137, String::new()),
         Err(ExecError::Start { program, reason, code }) => {
             let text = match code {
                 127 => format!("exec: \"{program}\": executable file not found in $PATH"),
                 _ => format!("exec: \"{program}\": {reason}"),
             };
-            Exit { code, error: text, at }
+            Exit::now(code, text)
         }
-        Err(error) => Exit { code: 125, error: error.to_string(), at },
+        Err(error) => Exit::now(125, error.to_string()),
     }
 }
 

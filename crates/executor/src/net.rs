@@ -70,6 +70,25 @@ impl Outlet {
     }
 }
 
+/// A container's place in its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its own address.
+    pub address: Ipv4Addr,
+    /// Who passes its packets on.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// The gateway of the default route in the kernel's table.
+fn gateway(routes: &str) -> Option<Ipv4Addr> {
+    routes.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (target, gateway) = (fields.next()?, fields.next()?);
+        let number = u32::from_str_radix(gateway, 16).ok().filter(|number| *number != 0)?;
+        (target == "00000000").then(|| Ipv4Addr::from(number.to_ne_bytes()))
+    })
+}
+
 /// Why a port could not be published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
@@ -137,6 +156,21 @@ impl NetNs {
             Ok(socket)
         };
         UdpSocket::from_std(self.inside(connect).await?)
+    }
+
+    /// Where its packets to the world come from, and over whom they go; `None` if no way leads out.
+    pub async fn endpoint(&self) -> io::Result<Option<Endpoint>> {
+        self.inside(|| {
+            let socket = StdSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            // Nothing is sent: the kernel only chooses a route to an address nobody has.
+            if socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).is_err() {
+                return Ok(None);
+            }
+            let IpAddr::V4(address) = socket.local_addr()?.ip() else { return Ok(None) };
+            let routes = std::fs::read_to_string("/proc/thread-self/net/route")?;
+            Ok(Some(Endpoint { address, gateway: gateway(&routes) }))
+        })
+        .await
     }
 
     /// Makes something, such as a socket, in this namespace.

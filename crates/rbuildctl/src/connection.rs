@@ -9,6 +9,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use client::{Address, Client, ClientError, ConnectOptions, TlsFiles, embedded};
 
+/// Seconds to wait for the connection.
+const CONNECT_TIMEOUT_S: u64 = 5;
+
 /// Flags that every command takes.
 #[derive(Args, Debug, Clone)]
 pub struct ConnectionArgs {
@@ -31,9 +34,9 @@ pub struct ConnectionArgs {
     /// Folder with ca.pem, cert.pem, key.pem (or ca.crt, tls.crt, tls.key)
     #[arg(long, global = true, value_name = "DIR")]
     pub tlsdir: Option<PathBuf>,
-    /// Seconds to wait for the connection
-    #[arg(long, global = true, default_value_t = 5, value_name = "SECONDS")]
-    pub timeout: u64,
+    /// Seconds to wait for the connection [default: 5]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
     /// Wait until the daemon answers, within --timeout
     #[arg(long, global = true)]
     pub wait: bool,
@@ -48,8 +51,12 @@ impl ConnectionArgs {
         })
     }
 
+    fn timeout_s(&self) -> u64 {
+        self.timeout.unwrap_or(CONNECT_TIMEOUT_S).max(1)
+    }
+
     fn options(&self, address: Address) -> anyhow::Result<ConnectOptions> {
-        let timeout = Duration::from_secs(self.timeout.max(1));
+        let timeout = Duration::from_secs(self.timeout_s());
         Ok(ConnectOptions { address, tls: self.tls()?, timeout })
     }
 
@@ -96,7 +103,7 @@ impl ConnectionArgs {
         loop {
             match Client::connect(options).await {
                 Err(ClientError::Connect { .. })
-                    if self.wait && began.elapsed().as_secs() < self.timeout =>
+                    if self.wait && began.elapsed().as_secs() < self.timeout_s() =>
                 {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -12,9 +12,11 @@ mod format;
 mod table;
 mod text;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{
+    ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind,
+};
 use client::ClientError;
 
 use connection::ConnectionArgs;
@@ -24,15 +26,31 @@ const WRONG_USAGE: u8 = 125;
 
 /// Builds container images; talks to rbuildd or any daemon with BuildKit's interface.
 #[derive(Parser)]
-#[command(name = "rbuildctl", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "rbuildctl",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    args_override_self = true
+)]
 struct Cli {
     #[command(flatten)]
     connection: ConnectionArgs,
     /// Print details of errors and warnings
     #[arg(long, short = 'D', global = true)]
     debug: bool,
+    /// How details are printed: text or json
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide = true)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+/// How details of what this program does are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -85,7 +103,7 @@ enum Command {
     Info(commands::debug::InfoArgs),
     Version(commands::system::VersionArgs),
     Verify(commands::verify::VerifyArgs),
-    PruneHistories(commands::prune::PruneHistoriesArgs),
+    PruneHistories(commands::histories::PruneHistoriesArgs),
     /// Look into the daemon
     #[command(subcommand)]
     Debug(commands::debug::DebugCommand),
@@ -193,9 +211,40 @@ fn end_with_the_reader() {
     }));
 }
 
+/// The command line as docker reads it: switches take a value after `=`, and what follows a flag
+/// that takes a value is its value, whatever it looks like. The help is better without.
+fn as_docker(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_action() {
+        ArgAction::SetTrue => arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_value("false")
+            .default_missing_value("true")
+            .value_parser(|text: &str| csv::parse_bool(text).ok_or("expected true or false")),
+        ArgAction::Set | ArgAction::Append
+            if !arg.is_positional() && !arg.is_require_equals_set() =>
+        {
+            arg.allow_hyphen_values(true)
+        }
+        _ => arg,
+    });
+    command.mut_subcommands(as_docker)
+}
+
+fn parse(words: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let error = match Cli::try_parse_from(&words) {
+        Err(error) if error.use_stderr() => error,
+        other => return other,
+    };
+    // Its own errors speak of a syntax that the help does not.
+    let matches = as_docker(Cli::command()).try_get_matches_from(words);
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|_| error)
+}
+
 fn main() -> ExitCode {
     end_with_the_reader();
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
             if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -209,7 +258,7 @@ fn main() -> ExitCode {
         }
     };
     let debug = cli.debug;
-    init_logging(debug);
+    init_logging(debug, cli.log_format);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into(), debug),
@@ -272,11 +321,15 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn init_logging(debug: bool) {
+fn init_logging(debug: bool, format: LogFormat) {
     let level = if debug { "debug,h2=info,hyper=info,tower=info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("RBUILD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logging.init(),
+        LogFormat::Json => logging.json().init(),
+    }
 }
 
 /// Prints source excerpts, then the message; the exit status tells scripts the kind of failure.
@@ -302,10 +355,45 @@ fn report(error: &anyhow::Error, debug: bool) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use super::*;
 
     #[test]
     fn flags_do_not_collide() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+        as_docker(Cli::command()).debug_assert();
+    }
+
+    /// What an argument of a command is after parsing `line`.
+    fn check(line: &str, shown: impl Fn(&Command) -> Option<String>) -> String {
+        let words = std::iter::once("rbuildctl").chain(line.split(' '));
+        match parse(words.map(OsString::from).collect()) {
+            Ok(cli) => shown(&cli.command).expect("the command that was typed"),
+            Err(error) => error.to_string().lines().next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    #[test]
+    fn lines_are_read_as_docker_reads_them() {
+        let run = |line: &str| {
+            check(line, |command| match command {
+                Command::Run(args) => Some(args.gist()),
+                _ => None,
+            })
+        };
+        assert_eq!(run("run --rm --rm -i -i a"), "rm -i image=a");
+        assert_eq!(run("run --name a --name b x -e y"), "name=b image=x [-e y]");
+        assert_eq!(run("run -e A=1 -e B=2 x"), "env=A=1,B=2 image=x");
+        assert_eq!(run("run --rm=false -it=false x"), "-i image=x");
+        assert_eq!(
+            run("run -d=true --rm=1 -e -x y --rm=false"),
+            "-d rm env=-x image=y [--rm=false]"
+        );
+        assert_eq!(
+            run("run --rm=maybe x"),
+            "error: unexpected value 'maybe' for '--rm' found; no more were expected"
+        );
+        assert_eq!(run("run x --help -v -- --nope"), "image=x [--help -v -- --nope]");
+        assert_eq!(run("run -i=0 x --help"), "image=x [--help]");
+        assert_eq!(run("run --nope x"), "error: unexpected argument '--nope' found");
     }
 }

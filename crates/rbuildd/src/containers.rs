@@ -43,7 +43,7 @@ fn start_status(failure: StartFailure) -> Status {
 }
 
 fn exit_to_wire(exit: &Exit) -> wire::Exit {
-    wire::Exit { code: exit.code, error: exit.error.clone() }
+    wire::Exit { code: exit.code, error: exit.error.clone(), oom_killed: exit.oom_killed }
 }
 
 fn signal(name: &str) -> Result<i32, Status> {
@@ -71,6 +71,7 @@ fn describe(container: &Container) -> wire::Container {
         Phase::Ended { since, exit } => ("exited", Some(*since), Some(exit), 0),
     };
     let process = container.process();
+    let config = &container.config.config;
     wire::Container {
         id: container.id.clone(),
         name: container.name(),
@@ -81,7 +82,7 @@ fn describe(container: &Container) -> wire::Container {
         exit: exit.map(exit_to_wire),
         ports: container.ports().iter().map(Port::to_wire).collect(),
         labels: {
-            let mut labels = container.config.config.labels.clone();
+            let mut labels = config.labels.clone();
             labels.extend(container.request.labels.clone());
             labels
         },
@@ -95,9 +96,26 @@ fn describe(container: &Container) -> wire::Container {
         mounts: container.mounts().cloned().collect(),
         pid,
         platform: container.platform.format(),
-        stop_signal: container.stop_signal().to_string(),
-        exposed: container.config.config.exposed_ports.keys().cloned().collect(),
+        stop_signal: {
+            let own = [&container.request.stop_signal, &container.config.config.stop_signal];
+            let named = own.into_iter().find(|name| !name.is_empty());
+            named.cloned().unwrap_or_else(|| "SIGTERM".into())
+        },
+        exposed: container.exposed().into_iter().collect(),
         health: container.health_to_wire(),
+        entrypoint: match &container.request.entrypoint {
+            Some(asked) => asked.args.clone(),
+            None => config.entrypoint.clone(),
+        },
+        cmd: match (&container.request.entrypoint, container.request.args.as_slice()) {
+            (None, []) => config.cmd.clone(),
+            (_, args) => args.to_vec(),
+        },
+        endpoint: container.endpoint().map(|endpoint| wire::Endpoint {
+            address: endpoint.address.to_string(),
+            prefix: 32,
+            gateway: endpoint.gateway.map(|it| it.to_string()).unwrap_or_default(),
+        }),
     }
 }
 

@@ -4,6 +4,7 @@
 //! the container is removed; processes, mounts and ports exist only while it runs.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, SystemTime},
@@ -11,7 +12,10 @@ use std::{
 
 use base::Platform;
 use bytes::Bytes;
-use executor::{Event, net::PortProxy};
+use executor::{
+    Event,
+    net::{Endpoint, PortProxy},
+};
 use oci::ImageConfig;
 use proto::rbuild::v1 as wire;
 use snapshot::Tree;
@@ -33,8 +37,17 @@ pub struct Exit {
     pub code: i32,
     /// Why it did not run, if it did not.
     pub error: String,
+    /// The kernel ended a process of it for want of memory.
+    pub oom_killed: bool,
     /// When.
     pub at: SystemTime,
+}
+
+impl Exit {
+    /// An end just now.
+    pub(super) fn now(code: i32, error: String) -> Self {
+        Self { code, error, oom_killed: false, at: SystemTime::now() }
+    }
 }
 
 /// How far a container is.
@@ -95,6 +108,7 @@ pub(super) struct Live {
     pub stdin: mpsc::Sender<Option<Bytes>>,
     pub cancel: CancellationToken,
     pub ports: Vec<PortProxy>,
+    pub endpoint: Option<Endpoint>,
     pub tree: Tree,
 }
 
@@ -143,16 +157,31 @@ impl Container {
         self.settled.mounts.iter().map(|mounted| &mounted.shown)
     }
 
-    /// The signal that asks it to end.
-    pub fn stop_signal(&self) -> i32 {
-        self.stop_signal
-    }
-
     /// The ports published, while it runs.
     pub fn ports(&self) -> Vec<Port> {
         let live = self.live.lock().expect("no panic while holding a run");
         let proxies = live.iter().flat_map(|live| &live.ports).zip(&self.settled.ports);
         proxies.map(|(proxy, port)| Port { host: proxy.address(), ..port.clone() }).collect()
+    }
+
+    /// Its place in a network of its own, while it runs.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.with_live(|live| live.endpoint).flatten()
+    }
+
+    /// The ports that it offers: the image's, those that were named, those that are published.
+    pub fn exposed(&self) -> BTreeSet<String> {
+        let published = self
+            .settled
+            .ports
+            .iter()
+            .map(|port| format!("{}/{}", port.container, if port.udp { "udp" } else { "tcp" }));
+        let own = self.config.config.exposed_ports.keys().chain(&self.request.expose);
+        let own = own.map(|text| match text.contains('/') {
+            true => text.clone(),
+            false => format!("{text}/tcp"),
+        });
+        own.chain(published).collect()
     }
 
     /// What its checks found; `None` if it has none.
@@ -176,7 +205,7 @@ impl Container {
         let ended = phase.wait_for(|phase| !matches!(phase, Phase::Running { .. })).await;
         match ended.as_deref() {
             Ok(Phase::Ended { exit, .. }) => exit.clone(),
-            _ => Exit { code: 0, error: String::new(), at: SystemTime::now() },
+            _ => Exit::now(0, String::new()),
         }
     }
 

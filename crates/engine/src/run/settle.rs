@@ -18,6 +18,8 @@ use crate::{Engine, failure};
 
 /// Microseconds over which a share of the processors is measured.
 const CPU_PERIOD: u64 = 100_000;
+/// Less memory than this does not even start a program.
+const LEAST_MEMORY: u64 = 6 << 20;
 
 /// A container in every detail but its files.
 pub(super) struct Settled {
@@ -28,6 +30,7 @@ pub(super) struct Settled {
     pub security: Security,
     pub capabilities: Capabilities,
     pub resources: Resources,
+    pub oom_score_adj: Option<i32>,
     pub extra_hosts: Vec<executor::ExtraHost>,
     pub dns: Dns,
     pub shm_size: Option<u64>,
@@ -124,7 +127,8 @@ impl Settled {
             network,
             security,
             capabilities,
-            resources: resources(request),
+            resources: resources(request)?,
+            oom_score_adj: oom_score_adj(request)?,
             extra_hosts: extra_hosts(&request.extra_hosts)?,
             dns: dns(engine, request)?,
             shm_size: (request.shm_size > 0).then_some(request.shm_size),
@@ -138,18 +142,28 @@ impl Settled {
         for tmpfs in &request.tmpfs {
             settled.tmpfs(tmpfs)?;
         }
-        for volume in &request.volumes {
-            settled.volume(volumes, VolumeSpec::parse(volume)?)?;
+        let asked = request.volumes.iter().map(|text| VolumeSpec::parse(text));
+        let asked = asked.chain(request.mounts.iter().map(VolumeSpec::of));
+        for spec in asked.collect::<Result<Vec<_>, _>>()? {
+            if settled.is_taken(&spec.target) {
+                return Err(bad(format!("Duplicate mount point: {}", spec.target)));
+            }
+            settled.volume(volumes, spec)?;
         }
         for target in config.volumes.keys().map(|target| base::path::absolute(target)) {
-            let taken = |it: &Mounted| base::path::absolute(&it.mount.dest) == target;
-            if target != "/" && !settled.mounts.iter().any(taken) {
-                settled.volume(volumes, VolumeSpec { source: None, target, readonly: false })?;
+            if target != "/" && !settled.is_taken(&target) {
+                settled.volume(volumes, VolumeSpec { target, ..VolumeSpec::default() })?;
             }
         }
         // What lies deeper goes on top.
         settled.mounts.sort_by_key(|it| base::path::absolute(&it.mount.dest).matches('/').count());
         Ok(settled)
+    }
+
+    /// Whether something is mounted at a place.
+    fn is_taken(&self, target: &str) -> bool {
+        let target = base::path::absolute(target);
+        self.mounts.iter().any(|it| base::path::absolute(&it.mount.dest) == target)
     }
 
     fn tmpfs(&mut self, tmpfs: &wire::Tmpfs) -> Result<(), FrontendError> {
@@ -172,10 +186,17 @@ impl Settled {
     }
 
     fn volume(&mut self, volumes: &Volumes, spec: VolumeSpec) -> Result<(), FrontendError> {
-        let VolumeSpec { source, target, readonly } = spec;
+        let VolumeSpec { source, target, readonly, must_exist } = spec;
         let (kind, name, path) = match source {
             Some(path) if path.starts_with('/') => {
-                if !std::path::Path::new(&path).exists() {
+                let exists = std::path::Path::new(&path).exists();
+                if must_exist && !exists {
+                    return Err(bad(format!(
+                        "invalid mount config for type \"bind\": bind source path does not exist: \
+                         {path}"
+                    )));
+                }
+                if !exists {
                     make_folder(path.as_ref()).map_err(|error| {
                         bad(format!("error while creating mount source path '{path}': {error}"))
                     })?;
@@ -218,12 +239,14 @@ impl Settled {
 
 /// A `-v` argument taken apart: `HOST:CONTAINER[:OPTIONS]`, `NAME:CONTAINER[:OPTIONS]` or
 /// `CONTAINER`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct VolumeSpec {
     /// Absent: a volume without name.
     source: Option<String>,
     target: String,
     readonly: bool,
+    /// A folder of the host is not made.
+    must_exist: bool,
 }
 
 impl VolumeSpec {
@@ -254,7 +277,35 @@ impl VolumeSpec {
         if source == Some("") {
             return Err(wrong("empty section between colons"));
         }
-        Ok(Self { source: source.map(str::to_owned), target: target.to_owned(), readonly })
+        let source = source.map(str::to_owned);
+        Ok(Self { source, target: target.to_owned(), readonly, must_exist: false })
+    }
+
+    /// A `--mount`, which nothing has to be split of.
+    fn of(asked: &wire::MountAsked) -> Result<Self, FrontendError> {
+        let wire::MountAsked { kind, source, target, read_only } = asked.clone();
+        let wrong = |why: &str| bad(format!("invalid mount config for type {kind:?}: {why}"));
+        if !target.starts_with('/') {
+            return Err(wrong(&format!(
+                "invalid mount path: '{target}' mount path must be absolute"
+            )));
+        }
+        if base::path::absolute(&target) == "/" {
+            return Err(wrong("invalid specification: destination can't be '/'"));
+        }
+        let bind = match kind.as_str() {
+            "bind" => true,
+            "volume" => false,
+            _ => return Err(wrong("unknown type: use bind or volume")),
+        };
+        if bind && !source.starts_with('/') {
+            return Err(wrong(&format!("invalid mount path: '{source}' must be absolute")));
+        }
+        if !bind && source.contains('/') {
+            return Err(wrong(&format!("{source:?} is not the name of a volume")));
+        }
+        let source = Some(source).filter(|source| !source.is_empty());
+        Ok(Self { source, target, readonly: read_only, must_exist: true })
     }
 }
 
@@ -297,7 +348,7 @@ fn network(name: &str) -> Result<Network, FrontendError> {
 fn ports(request: &wire::RunRequest, config: &RunConfig) -> Result<Vec<Port>, FrontendError> {
     let mut ports = request.ports.iter().map(Port::from_wire).collect::<Result<Vec<_>, _>>()?;
     if request.publish_all {
-        let exposed = config.exposed_ports.keys().filter_map(|text| {
+        let exposed = config.exposed_ports.keys().chain(&request.expose).filter_map(|text| {
             let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
             let udp = protocol == "udp";
             (udp || protocol == "tcp").then(|| Some((number.parse::<u16>().ok()?, udp)))?
@@ -312,18 +363,53 @@ fn ports(request: &wire::RunRequest, config: &RunConfig) -> Result<Vec<Port>, Fr
     Ok(ports)
 }
 
-fn resources(request: &wire::RunRequest) -> Resources {
+fn resources(request: &wire::RunRequest) -> Result<Resources, FrontendError> {
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    if (1..LEAST_MEMORY).contains(&request.memory) {
+        return Err(bad("Minimum memory limit allowed is 6MB"));
+    }
+    let swap = request.memory_swap;
+    if swap != 0 && request.memory == 0 {
+        return Err(bad("You should always set the Memory limit when using Memoryswap limit"));
+    }
+    if swap > 0 && swap < number(request.memory) {
+        return Err(bad("Minimum memoryswap limit should be larger than memory limit, see usage"));
+    }
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    if request.cpu_millis > processors * 1000 {
+        return Err(bad(format!(
+            "range of CPUs is from 0.01 to {processors}.00, as there are only {processors} CPUs \
+             available"
+        )));
+    }
+    if request.cpu_millis > 0 && (request.cpu_period > 0 || request.cpu_quota > 0) {
+        return Err(bad("Conflicting options: CPUs and CPU period or quota cannot both be set"));
+    }
     let mut resources = Resources {
         memory: number(request.memory),
+        memory_swap: swap,
+        cpu_shares: request.cpu_shares,
+        cpu_quota: request.cpu_quota,
+        cpu_period: request.cpu_period,
+        cpuset_cpus: request.cpuset_cpus.clone(),
+        cpuset_mems: request.cpuset_mems.clone(),
         pids: number(request.pids),
-        ..Resources::default()
     };
     if request.cpu_millis > 0 {
         resources.cpu_period = CPU_PERIOD;
         resources.cpu_quota = number(request.cpu_millis.saturating_mul(CPU_PERIOD / 1000));
     }
-    resources
+    Ok(resources)
+}
+
+fn oom_score_adj(request: &wire::RunRequest) -> Result<Option<i32>, FrontendError> {
+    match request.oom_score_adj {
+        0 => Ok(None),
+        score @ -1000..=1000 => Ok(Some(score)),
+        score => {
+            Err(bad(format!("Invalid value {score}, range for oom score adj is [-1000, 1000]")))
+        }
+    }
 }
 
 fn extra_hosts(lines: &[String]) -> Result<Vec<executor::ExtraHost>, FrontendError> {
@@ -378,6 +464,44 @@ mod tests {
         for wrong in ["a:b", "a:/", ":/b", "a:/b:fast", "a:/b:ro:x"] {
             assert!(parse(wrong).starts_with("invalid volume"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn mount_arguments() {
+        let parse = |kind: &str, source: &str, target: &str| {
+            let (kind, source, target) = (kind.into(), source.into(), target.into());
+            let asked = wire::MountAsked { kind, source, target, read_only: true };
+            match VolumeSpec::of(&asked) {
+                Ok(spec) => format!("{:?} {} {}", spec.source, spec.target, spec.must_exist),
+                Err(error) => error.message,
+            }
+        };
+        assert_eq!(parse("bind", "/a:b", "/c:d"), "Some(\"/a:b\") /c:d true");
+        assert_eq!(parse("volume", "", "/c"), "None /c true");
+        for (kind, source, target) in
+            [("bind", "a", "/b"), ("volume", "/a", "/b"), ("image", "a", "/b"), ("bind", "/a", "b")]
+        {
+            assert!(parse(kind, source, target).starts_with("invalid mount config"), "{source}");
+        }
+    }
+
+    #[test]
+    fn limits() {
+        let check = |request: wire::RunRequest| match resources(&request) {
+            Ok(resources) => format!("{} {}", resources.memory, resources.memory_swap),
+            Err(error) => error.message,
+        };
+        let memory = |memory: u64, memory_swap: i64| {
+            check(wire::RunRequest { memory, memory_swap, ..Default::default() })
+        };
+        assert_eq!(memory(64 << 20, -1), "67108864 -1");
+        assert_eq!(memory(1 << 20, 0), "Minimum memory limit allowed is 6MB");
+        assert!(memory(64 << 20, 32 << 20).starts_with("Minimum memoryswap"));
+        assert!(memory(0, -1).starts_with("You should always set the Memory limit"));
+        let many = wire::RunRequest { cpu_millis: 1_000_000_000, ..Default::default() };
+        assert!(check(many).starts_with("range of CPUs is from 0.01 to"));
+        let both = wire::RunRequest { cpu_millis: 100, cpu_quota: 1, ..Default::default() };
+        assert!(check(both).starts_with("Conflicting options"));
     }
 
     #[test]

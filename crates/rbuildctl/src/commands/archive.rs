@@ -12,7 +12,11 @@ use proto::rbuild::v1::{Chunk, SaveRequest};
 use tokio::{io::AsyncReadExt as _, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{images::familiar, refused};
+use super::{
+    docker_only::{DockerOnly, Flag, docker_only},
+    images::familiar,
+    refused,
+};
 use crate::connection::ConnectionArgs;
 
 /// Bytes in one message.
@@ -83,11 +87,18 @@ pub struct LoadArgs {
     /// Print less
     #[arg(long, short = 'q')]
     quiet: bool,
+    #[command(flatten)]
+    docker_only: DockerOnly<LoadOnly>,
+}
+
+docker_only! { LoadOnly:
+    Flag::value("platform", "load all, and choose with run --platform or save --platform"),
 }
 
 impl LoadArgs {
     /// Streams the tar to the daemon.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        self.docker_only.check()?;
         if self.input.is_none() && std::io::stdin().is_terminal() {
             bail!("requested load from stdin, but stdin is empty");
         }

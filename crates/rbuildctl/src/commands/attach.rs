@@ -68,6 +68,42 @@ enum Input {
     Signal(&'static str),
 }
 
+/// Which streams are followed.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams {
+    /// Standard input is passed on, if it is kept open at all.
+    pub stdin: bool,
+    /// Output is shown.
+    pub stdout: bool,
+    /// Errors are shown.
+    pub stderr: bool,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { stdin: true, stdout: true, stderr: true }
+    }
+}
+
+impl Streams {
+    /// Those that are named; all if none is.
+    pub fn parse(names: &[String]) -> anyhow::Result<Self> {
+        if names.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut streams = Self { stdin: false, stdout: false, stderr: false };
+        for name in names {
+            match name.to_lowercase().as_str() {
+                "stdin" => streams.stdin = true,
+                "stdout" => streams.stdout = true,
+                "stderr" => streams.stderr = true,
+                _ => bail!("valid streams are STDIN, STDOUT and STDERR, not {name}"),
+            }
+        }
+        Ok(streams)
+    }
+}
+
 /// How this terminal takes part.
 #[derive(Debug, Clone)]
 pub struct Terminal {
@@ -79,12 +115,15 @@ pub struct Terminal {
     pub signals: bool,
     /// Keys that leave the process running.
     pub detach: Vec<u8>,
+    /// What is followed.
+    pub streams: Streams,
 }
 
 impl Terminal {
     /// With docker's keys to detach.
     pub fn new(stdin: bool, tty: bool) -> Self {
-        Self { stdin, tty, signals: true, detach: DETACH.to_vec() }
+        let streams = Streams::default();
+        Self { stdin, tty, signals: true, detach: DETACH.to_vec(), streams }
     }
 }
 
@@ -197,7 +236,7 @@ async fn follow<R: Send + 'static>(
         tokio::spawn(signals(sender.clone(), message, terminal.clone()));
     }
     let outcome = tokio::select! {
-        exit = output(answer) => exit.map(|exit| exit.map_or(Outcome::Lost, Outcome::Ended)),
+        exit = output(answer, terminal.streams) => exit.map(|exit| exit.map_or(Outcome::Lost, Outcome::Ended)),
         Some(()) = has_left.recv() => Ok(Outcome::Detached),
     };
     drop(raw);
@@ -205,14 +244,21 @@ async fn follow<R: Send + 'static>(
 }
 
 /// Copies output until it ends.
-pub async fn output(mut answer: Streaming<AttachResponse>) -> anyhow::Result<Option<Exit>> {
+pub async fn output(
+    mut answer: Streaming<AttachResponse>,
+    streams: Streams,
+) -> anyhow::Result<Option<Exit>> {
     let fail = refused("lost the container");
     let mut exit = None;
     while let Some(message) = answer.message().await.map_err(&fail)? {
         // A reader that went away ends this program, not the container.
-        std::io::stdout().write_all(&message.stdout)?;
-        std::io::stdout().flush()?;
-        std::io::stderr().write_all(&message.stderr)?;
+        if streams.stdout {
+            std::io::stdout().write_all(&message.stdout)?;
+            std::io::stdout().flush()?;
+        }
+        if streams.stderr {
+            std::io::stderr().write_all(&message.stderr)?;
+        }
         exit = message.exit.or(exit);
     }
     Ok(exit)
@@ -306,6 +352,13 @@ mod tests {
     fn keys_to_detach() {
         assert_eq!(detach_keys("ctrl-p,ctrl-q").unwrap(), DETACH);
         assert_eq!(detach_keys("a,ctrl-@").unwrap(), [b'a', 0]);
+        let streams = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            Streams::parse(&names).map(|it| [it.stdin, it.stdout, it.stderr]).ok()
+        };
+        assert_eq!(streams(&[]), Some([true; 3]));
+        assert_eq!(streams(&["STDERR", "stdin"]), Some([true, false, true]));
+        assert_eq!(streams(&["x"]), None);
         assert!(detach_keys("ctrl-ä").is_err() && detach_keys("ab").is_err());
     }
 }

@@ -14,7 +14,12 @@ use proto::rbuild::v1::{
 use serde_json::Value;
 use tonic::Status;
 
-use super::{attach, images, refused};
+use super::{
+    attach,
+    docker_only::{DockerOnly, Flag, docker_only},
+    filters::PruneFilters,
+    images, refused,
+};
 use crate::{
     connection::ConnectionArgs,
     format::{Format, eval::sorted},
@@ -47,6 +52,12 @@ pub struct PsArgs {
     /// The newest container, whatever its state
     #[arg(long, short = 'l')]
     latest: bool,
+    #[command(flatten)]
+    docker_only: DockerOnly<PsOnly>,
+}
+
+docker_only! { PsOnly:
+    Flag::switch("size", "use exec CONTAINER du -x /, or du -v for all layers").short('s'),
 }
 
 fn created(container: &Container) -> (i64, i32) {
@@ -95,17 +106,14 @@ impl Filters {
         };
         let one = |key: &str, value: &String| match key {
             "id" => container.id.starts_with(value),
-            // Docker takes a regular expression; people write parts of names, and anchors.
-            "name" => {
-                let inner = value.trim_start_matches('^').trim_start_matches('/');
-                let text = inner.trim_end_matches('$');
-                match (value.starts_with('^'), value.ends_with('$')) {
-                    (true, true) => container.name == text,
-                    (true, false) => container.name.starts_with(text),
-                    (false, true) => container.name.ends_with(text),
-                    (false, false) => container.name.contains(text),
+            // An expression, of which people mostly write parts of names, and anchors.
+            "name" => match regex::Regex::new(value) {
+                Ok(wanted) => {
+                    wanted.is_match(&container.name)
+                        || wanted.is_match(&format!("/{}", container.name))
                 }
-            }
+                Err(_) => container.name == *value,
+            },
             "status" => container.state == *value,
             "ancestor" => {
                 let hex = value.strip_prefix("sha256:").unwrap_or(value);
@@ -169,6 +177,7 @@ const HEADER: [(&str, &str); 14] = [
 impl PsArgs {
     /// Prints the table.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        self.docker_only.check()?;
         let format = self.format.as_deref().filter(|format| *format != "table");
         let format = format.map(Format::parse).transpose()?;
         let filters = Filters::parse(&self.filter)?;
@@ -189,10 +198,11 @@ impl PsArgs {
             if self.no_trunc { container.id.clone() } else { images::short(&container.id) }
         };
         if let Some(format) = format {
-            let row =
-                |container: &Container| container_json(container, id(container), self.no_trunc);
-            let rows: Vec<Value> = shown.iter().map(row).collect();
-            print!("{}", format.rows(&HEADER, &rows)?);
+            let row = |container| {
+                (container_json(container, id(container), self.no_trunc), &container.labels)
+            };
+            let rows: Vec<(Value, &BTreeMap<_, _>)> = shown.iter().map(row).collect();
+            print!("{}", format.labelled_rows(&HEADER, &rows)?);
             return Ok(ExitCode::SUCCESS);
         }
         if self.quiet {
@@ -372,7 +382,8 @@ impl LogsArgs {
         };
         let mut service = connection.connect().await?.containers();
         let answer = service.logs(request).await;
-        attach::output(answer.map_err(refused("failed to read the logs"))?.into_inner()).await?;
+        let output = answer.map_err(refused("failed to read the logs"))?.into_inner();
+        attach::output(output, attach::Streams::default()).await?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -414,15 +425,21 @@ pub struct StopArgs {
     /// Ids or names
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
-    /// Seconds until they are killed
-    #[arg(long = "time", short = 't', value_name = "SECONDS")]
-    time: Option<u32>,
+    /// Seconds until they are killed, also --timeout; -1 is never
+    #[arg(long = "time", short = 't', value_name = "SECONDS", allow_negative_numbers = true)]
+    time: Option<i64>,
     /// Signal to send in place of the image's
     #[arg(long, short = 's', value_name = "SIGNAL", default_value = "", hide_default_value = true)]
     signal: String,
 }
 
 impl StopArgs {
+    /// Docker calls it `--timeout`, which here is also the connection's.
+    fn timeout_s(&self, connection: &ConnectionArgs) -> Option<u32> {
+        let asked = self.time.or_else(|| connection.timeout.map(u64::cast_signed));
+        asked.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX))
+    }
+
     /// Stops one after the other.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         let mut service = connection.connect().await?.containers();
@@ -430,7 +447,7 @@ impl StopArgs {
         Ok(each(&self.containers, what, async |container| {
             let request = StopContainerRequest {
                 container: container.to_owned(),
-                timeout_s: self.time,
+                timeout_s: self.timeout_s(connection),
                 signal: self.signal.clone(),
             };
             service.stop(request).await.map(drop)
@@ -446,7 +463,7 @@ impl StopArgs {
             let container = container.to_owned();
             let request = StopContainerRequest {
                 container: container.clone(),
-                timeout_s: self.time,
+                timeout_s: self.timeout_s(connection),
                 signal: self.signal.clone(),
             };
             service.stop(request).await?;
@@ -492,11 +509,18 @@ pub struct RmArgs {
     /// Also its volumes that have no name
     #[arg(long, short = 'v')]
     volumes: bool,
+    #[command(flatten)]
+    docker_only: DockerOnly<RmOnly>,
+}
+
+docker_only! { RmOnly:
+    Flag::switch("link", "there are no links").short('l'),
 }
 
 impl RmArgs {
     /// Removes one after the other.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        self.docker_only.check()?;
         let mut service = connection.connect().await?.containers();
         let what = "failed to remove the container";
         let forgiven = self.force.then_some(tonic::Code::NotFound);
@@ -602,28 +626,35 @@ pub struct ContainerPruneArgs {
     /// Do not ask
     #[arg(long, short = 'f')]
     force: bool,
+    /// Only containers with: until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
 }
 
 impl ContainerPruneArgs {
     /// Removes them.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let filters = PruneFilters::parse(&self.filter)?;
         if !self.force && !super::confirm("WARNING! This will remove all stopped containers.")? {
             return Ok(ExitCode::SUCCESS);
         }
         let client = connection.connect().await?;
-        prune(&client).await?.iter().for_each(|id| println!("{id}"));
+        let gone = prune(&client, &filters).await?;
+        if !gone.is_empty() {
+            println!("Deleted Containers:\n{}\n", gone.join("\n"));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Forgets all containers that do not run; their ids.
-pub async fn prune(client: &Client) -> anyhow::Result<Vec<String>> {
+pub async fn prune(client: &Client, filters: &PruneFilters) -> anyhow::Result<Vec<String>> {
     let mut service = client.containers();
     let fail = refused("failed to remove containers");
     let answer = service.list(ListContainersRequest { all: true }).await.map_err(&fail)?;
     let mut gone = Vec::new();
     for container in answer.into_inner().containers {
-        if container.state == "running" {
+        if container.state == "running" || !filters.hold(created(&container), &container.labels) {
             continue;
         }
         let request =
@@ -674,6 +705,7 @@ mod tests {
         };
         assert!(holds(&["name=we", "status=running", "ancestor=app:latest"]).unwrap());
         assert!(holds(&["name=^web$", "id=ab"]).unwrap());
+        assert!(holds(&["name=^/web$"]).unwrap() && holds(&["name=^(db|web)$"]).unwrap());
         assert!(holds(&["name=x", "name=web"]).unwrap());
         assert!(!holds(&["name=^eb"]).unwrap());
         assert!(holds(&["health=none", "network=bridge"]).unwrap());

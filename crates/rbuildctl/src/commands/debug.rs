@@ -1,21 +1,24 @@
-//! `debug`: the daemon's workers, version and history.
+//! `debug`: the daemon's workers, version and content; its builds are in `histories`.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
-use base::Platform;
+use anyhow::{Context as _, bail};
+use base::{Digest, Platform};
 use clap::{Args, Subcommand};
-use client::ClientError;
+use client::{Client, ClientError};
 use llb::pb;
 use proto::{
-    control::{
-        BuildHistoryEventType, BuildHistoryRequest, InfoRequest, ListWorkersRequest, StatusRequest,
-    },
+    containerd::services::content::v1::ReadContentRequest,
+    control::{InfoRequest, ListWorkersRequest},
     moby::buildkit::v1::types::WorkerRecord,
 };
 use serde_json::{Value, json};
 
 use crate::{
-    commands::dump::DumpLlbArgs,
+    commands::{
+        dump::DumpLlbArgs,
+        histories::{CtlArgs, HistoriesArgs, LogsArgs, MonitorArgs},
+    },
     connection::ConnectionArgs,
     format::Format,
     table::{cells, tabbed},
@@ -30,6 +33,15 @@ pub enum DebugCommand {
     DumpLlb(DumpLlbArgs),
     Histories(HistoriesArgs),
     Logs(LogsArgs),
+    Monitor(MonitorArgs),
+    Ctl(CtlArgs),
+    Get(GetArgs),
+    /// Print the daemon's tables
+    #[command(hide = true)]
+    DumpMetadata {
+        #[arg(long)]
+        root: Option<String>,
+    },
 }
 
 impl DebugCommand {
@@ -41,6 +53,13 @@ impl DebugCommand {
             Self::DumpLlb(args) => args.run()?,
             Self::Histories(args) => args.run(connection).await?,
             Self::Logs(args) => args.run(connection).await?,
+            Self::Monitor(args) => args.run(connection).await?,
+            Self::Ctl(args) => args.run(connection).await?,
+            Self::Get(args) => args.run(connection).await?,
+            Self::DumpMetadata { .. } => bail!(
+                "debug dump-metadata is not supported: the tables are the daemon's own; look at \
+                 records with du -v, at builds with debug histories, at consistency with verify"
+            ),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -208,91 +227,30 @@ impl InfoArgs {
     }
 }
 
-/// Show past and running builds
+/// Print a blob of the daemon's content store
 #[derive(Args, Debug)]
-pub struct HistoriesArgs {
-    /// Print each event with a template, e.g. json
-    #[arg(long, value_name = "TEMPLATE")]
-    format: Option<String>,
+pub struct GetArgs {
+    /// Its digest, such as sha256:…
+    digest: String,
 }
 
-impl HistoriesArgs {
+impl GetArgs {
     async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
-        let format = self.format.as_deref().map(Format::parse).transpose()?;
-        let mut control = connection.connect().await?.control();
-        let fail = ClientError::rpc("failed to list build history");
-        let request = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
-        let mut events = control.listen_build_history(request).await.map_err(&fail)?.into_inner();
-        let mut lines =
-            vec![cells(["TYPE", "REF", "CREATED", "COMPLETED", "GENERATION", "PINNED"])];
-        while let Some(event) = events.message().await.map_err(&fail)? {
-            let kind = match event.r#type() {
-                BuildHistoryEventType::Started => "STARTED",
-                BuildHistoryEventType::Complete => "COMPLETE",
-                BuildHistoryEventType::Deleted => "DELETED",
-            };
-            let record = event.record.unwrap_or_default();
-            let time = |at: &Option<prost_types::Timestamp>| at.as_ref().map(text::rfc3339);
-            if let Some(format) = &format {
-                let error = record.error.as_ref().map(|error| &error.message);
-                let value = json!({
-                    "type": kind,
-                    "record": {
-                        "ref": record.r#ref,
-                        "frontend": record.frontend,
-                        "frontendAttrs": record.frontend_attrs,
-                        "createdAt": time(&record.created_at),
-                        "completedAt": time(&record.completed_at),
-                        "error": error,
-                        "pinned": record.pinned,
-                        "numCachedSteps": record.num_cached_steps,
-                        "numTotalSteps": record.num_total_steps,
-                        "numCompletedSteps": record.num_completed_steps,
-                        "numWarnings": record.num_warnings,
-                        "generation": record.generation,
-                    },
-                });
-                println!("{}", format.apply(&value)?);
-                continue;
-            }
-            lines.push(vec![
-                kind.to_owned(),
-                record.r#ref.clone(),
-                time(&record.created_at).unwrap_or_default(),
-                time(&record.completed_at).unwrap_or_default(),
-                record.generation.to_string(),
-                if record.pinned { "*".into() } else { String::new() },
-            ]);
-        }
-        if format.is_none() {
-            print!("{}", tabbed(&lines));
-        }
-        Ok(())
+        let digest: Digest = self.digest.parse().with_context(|| {
+            format!("invalid digest {}: expected sha256: and 64 hex digits", self.digest)
+        })?;
+        print_blob(&connection.connect().await?, &digest.to_string()).await
     }
 }
 
-/// Show the progress of a build again, by its ref
-#[derive(Args, Debug)]
-pub struct LogsArgs {
-    /// The build's ref, as `debug histories` lists it
-    reference: String,
-    /// Progress: auto, plain, tty, rawjson or quiet
-    #[arg(long, value_name = "MODE", default_value = "plain")]
-    progress: String,
-}
-
-impl LogsArgs {
-    async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<()> {
-        let mut display = client::progress::Display::stderr(self.progress.parse()?)?;
-        let mut control = connection.connect().await?.control();
-        let fail = ClientError::rpc("failed to get status");
-        let mut request = StatusRequest::default();
-        request.r#ref.clone_from(&self.reference);
-        let mut statuses = control.status(request).await.map_err(&fail)?.into_inner();
-        while let Some(status) = statuses.message().await.map_err(&fail)? {
-            display.update(status);
-        }
-        display.finish();
-        Ok(())
+/// Copies a blob of the daemon's content store to standard output.
+pub async fn print_blob(client: &Client, digest: &str) -> anyhow::Result<()> {
+    let fail = ClientError::rpc("failed to read the blob");
+    let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let mut data = client.content().read(request).await.map_err(&fail)?.into_inner();
+    let mut out = std::io::stdout().lock();
+    while let Some(piece) = data.message().await.map_err(&fail)? {
+        out.write_all(&piece.data)?;
     }
+    Ok(out.flush()?)
 }

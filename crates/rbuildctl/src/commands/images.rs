@@ -8,7 +8,11 @@ use client::Client;
 use proto::rbuild::v1::{Image, ListImagesRequest, RemoveImageRequest, TagImageRequest};
 use serde_json::Value;
 
-use super::refused;
+use super::{
+    docker_only::{DockerOnly, Flag, docker_only},
+    filters::PruneFilters,
+    refused,
+};
 use crate::{
     connection::ConnectionArgs,
     format::{Format, eval::sorted},
@@ -381,11 +385,18 @@ pub struct RmiArgs {
     /// Accepted for scripts: layers go when nothing needs them
     #[arg(long, hide = true)]
     no_prune: bool,
+    #[command(flatten)]
+    docker_only: DockerOnly<RmiOnly>,
+}
+
+docker_only! { RmiOnly:
+    Flag::value("platform", "an image goes with all of its platforms; pull the others again"),
 }
 
 impl RmiArgs {
     /// Prints what was untagged and deleted; goes on after a failure.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        self.docker_only.check()?;
         let mut service = connection.connect().await?.images();
         let mut code = ExitCode::SUCCESS;
         for reference in &self.images {
@@ -418,12 +429,17 @@ pub struct ImagePruneArgs {
     /// Do not ask
     #[arg(long, short = 'f')]
     force: bool,
+    /// Only images with: until=24h, label=KEY[=VALUE], label!=KEY[=VALUE], dangling=BOOL
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
 }
 
 impl ImagePruneArgs {
     /// Removes images; their blobs go with the next collection.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        let what = match self.all {
+        let filters = PruneFilters::of_images(&self.filter)?;
+        let all = self.all || filters.dangling == Some(false);
+        let what = match all {
             true => "all images without at least one container associated to them",
             false => "all dangling images",
         };
@@ -431,7 +447,7 @@ impl ImagePruneArgs {
             return Ok(ExitCode::SUCCESS);
         }
         let client = connection.connect().await?;
-        let (lines, freed) = prune(&client, self.all).await?;
+        let (lines, freed) = prune(&client, all, &filters).await?;
         if !lines.is_empty() {
             println!("Deleted Images:\n{}\n", lines.join("\n"));
         }
@@ -442,13 +458,18 @@ impl ImagePruneArgs {
 
 /// Removes images that no container uses, those with a name only with `all`; what to print of
 /// them, and their size.
-pub async fn prune(client: &Client, all: bool) -> anyhow::Result<(Vec<String>, i64)> {
+pub async fn prune(
+    client: &Client,
+    all: bool,
+    filters: &PruneFilters,
+) -> anyhow::Result<(Vec<String>, i64)> {
     let mut service = client.images();
     let fail = refused("failed to remove images");
     let answer = service.list(ListImagesRequest { all: true }).await.map_err(&fail)?;
     let (mut lines, mut freed) = (Vec::new(), 0);
     for image in answer.into_inner().images {
-        if image.containers > 0 || !(all || image.name.is_empty()) {
+        let wanted = all || image.name.is_empty();
+        if image.containers > 0 || !wanted || !filters.hold(created(&image), &image.labels) {
             continue;
         }
         let reference = match image.name.as_str() {

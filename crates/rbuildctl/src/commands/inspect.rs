@@ -231,8 +231,8 @@ fn container_json(container: &Container) -> Value {
     let exit = container.exit.clone().unwrap_or_default();
     let running = container.state == "running";
     let mut ports = Map::new();
-    for port in &container.exposed {
-        ports.insert(port.clone(), Value::Null);
+    if running {
+        ports.extend(container.exposed.iter().map(|port| (port.clone(), Value::Null)));
     }
     let bindings = |ports: &mut Map<String, Value>, list: &[proto::rbuild::v1::Port]| {
         for port in list {
@@ -281,8 +281,48 @@ fn container_json(container: &Container) -> Value {
         name => name.to_owned(),
     };
     let network = if request.network.is_empty() { "bridge" } else { &request.network };
+    let asked_mounts: Vec<Value> = request
+        .mounts
+        .iter()
+        .map(|it| {
+            json!({
+                "Type": it.kind,
+                "Source": it.source,
+                "Target": it.target,
+                "ReadOnly": it.read_only,
+            })
+        })
+        .collect();
+    let ulimits: Vec<Value> = request
+        .ulimits
+        .iter()
+        .map(|it| json!({"Name": it.name, "Hard": it.hard, "Soft": it.soft}))
+        .collect();
     let tmpfs: Map<String, Value> =
         request.tmpfs.iter().map(|tmpfs| (tmpfs.path.clone(), "".into())).collect();
+    let endpoint = container.endpoint.clone().unwrap_or_default();
+    let place = json!({
+        "Gateway": endpoint.gateway,
+        "IPAddress": endpoint.address,
+        "IPPrefixLen": endpoint.prefix,
+        "MacAddress": "",
+        "IPv6Gateway": "",
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+    });
+    let mut networks = Map::new();
+    let mut own = place.clone();
+    for (key, value) in
+        [("Aliases", Value::Null), ("Links", Value::Null), ("NetworkID", network.into())]
+    {
+        own[key] = value;
+    }
+    networks.insert(network.to_owned(), own);
+    let mut settings = place;
+    settings["Ports"] = ports.into();
+    settings["Networks"] = networks.into();
+    let exposed: Map<String, Value> =
+        container.exposed.iter().map(|port| (port.clone(), json!({}))).collect();
     let mut value = json!({
         "Id": container.id,
         "Created": time(&container.created),
@@ -293,7 +333,7 @@ fn container_json(container: &Container) -> Value {
             "Running": running,
             "Paused": false,
             "Restarting": false,
-            "OOMKilled": false,
+            "OOMKilled": exit.oom_killed,
             "Dead": false,
             "Pid": container.pid,
             "ExitCode": exit.code,
@@ -320,27 +360,41 @@ fn container_json(container: &Container) -> Value {
             "Tmpfs": tmpfs,
             "ShmSize": if request.shm_size > 0 { request.shm_size } else { 64 << 20 },
             "Memory": request.memory,
+            "MemorySwap": request.memory_swap,
             "NanoCpus": request.cpu_millis * 1_000_000,
+            "CpuShares": request.cpu_shares,
+            "CpuPeriod": request.cpu_period,
+            "CpuQuota": request.cpu_quota,
+            "CpusetCpus": request.cpuset_cpus,
+            "CpusetMems": request.cpuset_mems,
             "PidsLimit": request.pids,
+            "OomScoreAdj": request.oom_score_adj,
+            "PublishAllPorts": request.publish_all,
+            "Mounts": asked_mounts,
+            "Ulimits": ulimits,
+            "LogConfig": {"Type": "json-file", "Config": {}},
         },
         "Mounts": mounts,
         "Config": {
             "Hostname": hostname,
+            "Domainname": "",
             "User": container.user,
             "AttachStdin": request.stdin,
+            "AttachStdout": true,
+            "AttachStderr": true,
             "Tty": request.tty,
             "OpenStdin": request.stdin,
             "Env": container.env,
-            "Cmd": or_null(request.args.clone()),
+            "Cmd": or_null(container.cmd.clone()),
+            "ExposedPorts": if exposed.is_empty() { Value::Null } else { exposed.into() },
             "Image": images::familiar(&container.image),
             "WorkingDir": container.workdir,
-            "Entrypoint": request.entrypoint.as_ref().map(|it| it.args.clone()),
+            "Entrypoint": or_null(container.entrypoint.clone()),
             "Labels": container.labels,
             "StopSignal": container.stop_signal,
+            "StopTimeout": request.stop_timeout_s,
         },
-        "NetworkSettings": {
-            "Ports": ports,
-        },
+        "NetworkSettings": settings,
     });
     if let Some(health) = &container.health {
         let log = health.log.iter().map(|result| {
@@ -513,6 +567,43 @@ mod tests {
             .map(|line| format!("{} {} {}", line.id, line.created_by, line.size))
             .collect();
         assert_eq!(shown, ["sha256:abc RUN b 20", "<missing> ENV x 0", "<missing> ADD a 10"]);
+    }
+
+    #[test]
+    fn containers_are_shaped_as_docker_shapes_them() {
+        let container = Container {
+            id: "abcdefabcdefabcdef".into(),
+            name: "web".into(),
+            state: "running".into(),
+            cmd: vec!["sh".into()],
+            exposed: vec!["80/tcp".into(), "81/tcp".into()],
+            ports: vec![proto::rbuild::v1::Port {
+                host_port: 8080,
+                container_port: 80,
+                ..Default::default()
+            }],
+            endpoint: Some(proto::rbuild::v1::Endpoint {
+                address: "10.0.0.2".into(),
+                prefix: 32,
+                gateway: "10.0.0.1".into(),
+            }),
+            ..Container::default()
+        };
+        let check = |container: &Container, template: &str, expected: &str| {
+            let shown = Format::parse(template).unwrap().apply(&container_json(container));
+            assert_eq!(shown.unwrap_or_else(|error| error.to_string()), expected, "{template}");
+        };
+        let one = |template, expected| check(&container, template, expected);
+        one("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "10.0.0.2");
+        one("{{.NetworkSettings.IPAddress}}", "10.0.0.2");
+        one("{{.NetworkSettings.Networks.bridge.Gateway}}", "10.0.0.1");
+        one("{{(index (index .NetworkSettings.Ports \"80/tcp\") 0).HostPort}}", "8080");
+        one("{{json (index .NetworkSettings.Ports \"81/tcp\")}}", "null");
+        one("{{range $p, $c := .Config.ExposedPorts}}{{$p}} {{end}}", "80/tcp 81/tcp ");
+        one("{{.Name}} {{.Config.Cmd}} {{.State.OOMKilled}}", "/web [sh] false");
+        let ended = Container { state: "exited".into(), endpoint: None, ..container.clone() };
+        let address = "{{range .NetworkSettings.Networks}}<{{.IPAddress}}>{{end}}";
+        check(&ended, address, "<>");
     }
 
     #[test]

@@ -1,13 +1,11 @@
-//! `prune` and `prune-histories`: giving disk space back.
+//! `prune`: giving disk space back.
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
 use client::{ClientError, progress::format_bytes};
-use proto::control::{
-    BuildHistoryEventType, BuildHistoryRequest, PruneRequest, UpdateBuildHistoryRequest,
-};
+use proto::control::PruneRequest;
 
 use super::du;
 use crate::{connection::ConnectionArgs, format::Format, table::tabbed};
@@ -106,35 +104,4 @@ pub async fn records(
         println!("Total:\t{}", format_bytes(total));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Remove records of past builds
-#[derive(Args, Debug)]
-pub struct PruneHistoriesArgs {}
-
-impl PruneHistoriesArgs {
-    /// Deletes every finished build that is not pinned.
-    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        let mut control = connection.connect().await?.control();
-        let fail = ClientError::rpc("failed to list build history");
-        let request = BuildHistoryRequest { early_exit: true, ..BuildHistoryRequest::default() };
-        let mut events = control.listen_build_history(request).await.map_err(&fail)?.into_inner();
-        let mut finished = Vec::new();
-        while let Some(event) = events.message().await.map_err(&fail)? {
-            if event.r#type() == BuildHistoryEventType::Complete
-                && let Some(record) = event.record.filter(|record| !record.pinned)
-            {
-                finished.push(record.r#ref);
-            }
-        }
-        for reference in finished {
-            let mut request = UpdateBuildHistoryRequest::default();
-            request.r#ref.clone_from(&reference);
-            request.delete = true;
-            let deleted = control.update_build_history(request).await;
-            deleted.map_err(ClientError::rpc("failed to delete a build"))?;
-            println!("{reference}");
-        }
-        Ok(ExitCode::SUCCESS)
-    }
 }

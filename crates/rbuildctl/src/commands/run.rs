@@ -14,7 +14,8 @@ use proto::rbuild::v1::{
 };
 
 use super::{
-    attach::{self, Attach, Outcome, Terminal, exit_code},
+    attach::{self, Attach, Outcome, Streams, Terminal, exit_code},
+    docker_only::{DockerOnly, Flag, docker_only},
     refused,
     run_parse::{self, Mounted},
     transfer::{self, Show},
@@ -43,6 +44,12 @@ pub struct ContainerArgs {
     /// Publish every exposed port on a free one
     #[arg(long, short = 'P')]
     publish_all: bool,
+    /// A port that others may want: PORT[-PORT][/tcp|/udp]
+    #[arg(long, value_name = "PORT")]
+    expose: Vec<String>,
+    /// Streams to follow: stdin, stdout, stderr
+    #[arg(long, short = 'a', value_name = "STREAM")]
+    attach: Vec<String>,
     /// Forget the container when it ends
     #[arg(long)]
     rm: bool,
@@ -130,9 +137,30 @@ pub struct ContainerArgs {
     /// Most memory
     #[arg(long, short = 'm', value_name = "SIZE")]
     memory: Option<String>,
+    /// Most memory and swap together; -1 is as much swap as there is
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    memory_swap: Option<String>,
     /// Most processors
     #[arg(long, value_name = "NUMBER")]
     cpus: Option<f64>,
+    /// Weight beside other containers; 1024 is usual
+    #[arg(long, short = 'c', value_name = "NUMBER")]
+    cpu_shares: Option<u64>,
+    /// Processors that it may use: 0-3,7
+    #[arg(long, value_name = "NUMBERS")]
+    cpuset_cpus: Option<String>,
+    /// Memory nodes that it may use: 0-3,7
+    #[arg(long, value_name = "NUMBERS")]
+    cpuset_mems: Option<String>,
+    /// Microseconds of processor time in each period
+    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    cpu_quota: Option<i64>,
+    /// Length of a period
+    #[arg(long, value_name = "MICROSECONDS")]
+    cpu_period: Option<u64>,
+    /// How gladly the kernel ends it when memory runs out: -1000 to 1000
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    oom_score_adj: Option<i32>,
     /// Most processes
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
@@ -151,12 +179,14 @@ pub struct ContainerArgs {
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
-    refused: RefusedArgs,
-    /// Name or id
-    image: String,
-    /// Command in place of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    docker_only: DockerOnly<RunOnly>,
+    /// Accepted for scripts: nothing is signed here anyway
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    disable_content_trust: Option<Option<String>>,
+    /// Name or id of the image, and a command in place of its own. One list, because no flag
+    /// follows the image.
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [COMMAND]")]
+    words: Vec<String>,
 }
 
 /// How the container is asked whether it is well.
@@ -212,96 +242,62 @@ impl HealthArgs {
     }
 }
 
-/// What docker has and this has not; each has an error that says what to do.
-#[derive(Args, Debug)]
-struct RefusedArgs {
-    #[arg(long, hide = true)]
-    init: bool,
-    #[arg(long, hide = true)]
-    restart: Option<String>,
-    #[arg(long, hide = true)]
-    device: Vec<String>,
-    #[arg(long, hide = true)]
-    gpus: Option<String>,
-    #[arg(long, hide = true)]
-    security_opt: Vec<String>,
-    #[arg(long, hide = true)]
-    pid: Option<String>,
-    #[arg(long, hide = true)]
-    ipc: Option<String>,
-    #[arg(long, hide = true)]
-    userns: Option<String>,
-    #[arg(long, hide = true)]
-    uts: Option<String>,
-    #[arg(long, hide = true)]
-    link: Vec<String>,
-    #[arg(long, hide = true)]
-    volumes_from: Vec<String>,
-    #[arg(long, hide = true)]
-    group_add: Vec<String>,
-    #[arg(long, hide = true)]
-    sysctl: Vec<String>,
-    #[arg(long, hide = true)]
-    log_driver: Option<String>,
-    #[arg(long, hide = true)]
-    network_alias: Vec<String>,
-    #[arg(long, hide = true)]
-    ip: Option<String>,
-    #[arg(long, hide = true)]
-    runtime: Option<String>,
-}
-
-impl RefusedArgs {
-    fn check(&self) -> anyhow::Result<()> {
-        let no = |flag: &str, instead: &str| bail!("--{flag} is not supported: {instead}");
-        let given = |list: &Vec<String>| !list.is_empty();
-        if self.init {
-            return no("init", "put an init such as tini into the image's entrypoint");
-        }
-        if self.restart.as_deref().is_some_and(|policy| !matches!(policy, "no" | "")) {
-            return no("restart", "have a service manager run it in the foreground");
-        }
-        if given(&self.device) || self.gpus.is_some() {
-            return no("device", "use --privileged with a daemon that allows it");
-        }
-        if given(&self.security_opt) {
-            return no(
-                "security-opt",
-                "the sandbox is docker's default; see --cap-add, --privileged",
-            );
-        }
-        for (flag, value) in
-            [("pid", &self.pid), ("ipc", &self.ipc), ("userns", &self.userns), ("uts", &self.uts)]
-        {
-            if value.as_deref().is_some_and(|mode| !matches!(mode, "" | "private")) {
-                return no(flag, "containers have namespaces of their own");
-            }
-        }
-        if given(&self.link) || given(&self.network_alias) || self.ip.is_some() {
-            return no("link, --network-alias and --ip", "publish ports, or use --network host");
-        }
-        if given(&self.volumes_from) {
-            return no("volumes-from", "name the volumes with -v");
-        }
-        if given(&self.group_add) {
-            return no("group-add", "give the group with --user USER:GROUP");
-        }
-        if given(&self.sysctl) {
-            return no("sysctl", "set it on the daemon's machine");
-        }
-        if self.log_driver.as_deref().is_some_and(|driver| driver != "json-file") {
-            return no("log-driver", "read the output with logs -f");
-        }
-        if self.runtime.is_some() {
-            return no("runtime", "the daemon's --oci-worker-binary chooses one for all");
-        }
-        Ok(())
-    }
+docker_only! { RunOnly:
+    Flag::switch("init", "put an init such as tini into the image's entrypoint"),
+    Flag::unless("restart", &["no", ""], "have a service manager run it in the foreground"),
+    Flag::value("device", "use --privileged with a daemon that allows it"),
+    Flag::value("gpus", "use --privileged with a daemon that allows it"),
+    Flag::value("device-cgroup-rule", "use --privileged with a daemon that allows it"),
+    Flag::value("device-read-bps", "limit the daemon's control group"),
+    Flag::value("device-read-iops", "limit the daemon's control group"),
+    Flag::value("device-write-bps", "limit the daemon's control group"),
+    Flag::value("device-write-iops", "limit the daemon's control group"),
+    Flag::unless("blkio-weight", &["0"], "limit the daemon's control group"),
+    Flag::value("blkio-weight-device", "limit the daemon's control group"),
+    Flag::unless("memory-reservation", &["0"], "use --memory"),
+    Flag::unless("memory-swappiness", &["-1"], "use --memory-swap"),
+    Flag::unless("kernel-memory", &["0"], "use --memory, which counts it too"),
+    Flag::switch("oom-kill-disable", "use --oom-score-adj -1000"),
+    Flag::unless("cpu-rt-period", &["0"], "use --cpus or --cpu-shares"),
+    Flag::unless("cpu-rt-runtime", &["0"], "use --cpus or --cpu-shares"),
+    Flag::value("cpu-count", "use --cpus"),
+    Flag::value("cpu-percent", "use --cpus"),
+    Flag::value("io-maxbandwidth", "limit the daemon's control group"),
+    Flag::value("io-maxiops", "limit the daemon's control group"),
+    Flag::value("security-opt", "the sandbox is docker's default; see --cap-add, --privileged"),
+    Flag::unless("pid", &["", "private"], "containers have namespaces of their own"),
+    Flag::unless("ipc", &["", "private", "shareable"], "containers have namespaces of their own"),
+    Flag::unless("uts", &["", "private"], "containers have namespaces of their own"),
+    Flag::unless("userns", &["", "host"], "the daemon's own user namespace is used"),
+    Flag::unless("cgroupns", &["", "private"], "containers have namespaces of their own"),
+    Flag::value("cgroup-parent", "set defaultCgroupParent in buildkitd.toml"),
+    Flag::value("link", "publish ports, or use --network host"),
+    Flag::value("network-alias", "publish ports, or use --network host"),
+    Flag::value("net-alias", "publish ports, or use --network host"),
+    Flag::value("ip", "addresses are given out; inspect shows them"),
+    Flag::value("ip6", "containers have IPv4 addresses; inspect shows them"),
+    Flag::value("link-local-ip", "addresses are given out; inspect shows them"),
+    Flag::value("mac-address", "addresses are given out"),
+    Flag::value("domainname", "give the whole name with --hostname"),
+    Flag::value("volumes-from", "name the volumes with -v"),
+    Flag::unless("volume-driver", &["", "local"], "volumes are folders of the daemon's machine"),
+    Flag::value("group-add", "give the group with --user USER:GROUP"),
+    Flag::value("sysctl", "set it on the daemon's machine"),
+    Flag::unless("log-driver", &["json-file", "local"], "read the output with logs -f"),
+    Flag::value("log-opt", "logs are kept whole until the container is removed"),
+    Flag::value("storage-opt", "limit the daemon's disk with --oci-worker-ceiling"),
+    Flag::unless("runtime", &["", "runc"], "the daemon's --oci-worker-binary chooses one for all"),
+    Flag::unless("isolation", &["", "default"], "it is for Windows"),
+    Flag::value("annotation", "use --label"),
+    Flag::switch("use-api-socket", "mount what the container needs with -v"),
 }
 
 /// Run a container from an image
 #[derive(Args, Debug)]
-#[command(disable_help_flag = true)]
+#[command(
+    disable_help_flag = true,
+    override_usage = "rbuildctl run [OPTIONS] IMAGE [COMMAND] [ARG...]"
+)]
 pub struct RunArgs {
     /// Print the container's id and leave it running
     #[arg(long, short = 'd')]
@@ -322,7 +318,10 @@ pub struct RunArgs {
 
 /// Make a container without starting it
 #[derive(Args, Debug)]
-#[command(disable_help_flag = true)]
+#[command(
+    disable_help_flag = true,
+    override_usage = "rbuildctl create [OPTIONS] IMAGE [COMMAND] [ARG...]"
+)]
 pub struct CreateArgs {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
@@ -332,8 +331,12 @@ pub struct CreateArgs {
 }
 
 impl ContainerArgs {
+    fn image(&self) -> &str {
+        &self.words[0]
+    }
+
     fn request(&self) -> anyhow::Result<RunRequest> {
-        self.refused.check()?;
+        self.docker_only.check()?;
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let mut env = Vec::new();
         for file in &self.env_file {
@@ -352,6 +355,9 @@ impl ContainerArgs {
         let network = match self.network.as_deref() {
             None | Some("bridge" | "default" | "") => String::new(),
             Some(mode @ ("host" | "none")) => mode.to_owned(),
+            Some(mode) if mode.starts_with("container:") => bail!(
+                "--network {mode} is not supported: publish ports, or use --network host for both"
+            ),
             Some(mode) => bail!(
                 "network {mode} not found: networks cannot be made here, use host, none or bridge"
             ),
@@ -363,15 +369,20 @@ impl ContainerArgs {
         for text in &self.publish {
             ports.extend(run_parse::ports(text)?);
         }
-        let mut volumes: Vec<String> =
+        let volumes: Vec<String> =
             self.volume.iter().map(|text| run_parse::volume(text)).collect::<Result<_, _>>()?;
         let mut tmpfs: Vec<_> =
             self.tmpfs.iter().map(|text| run_parse::tmpfs(text)).collect::<Result<_, _>>()?;
+        let mut mounts = Vec::new();
         for text in &self.mount {
             match run_parse::mount(text)? {
-                Mounted::Volume(volume) => volumes.push(volume),
+                Mounted::Volume(volume) => mounts.push(volume),
                 Mounted::Memory(memory) => tmpfs.push(memory),
             }
+        }
+        let mut expose = Vec::new();
+        for text in &self.expose {
+            expose.extend(run_parse::exposed(text)?);
         }
         let size = |flag: &str, text: &Option<String>| -> anyhow::Result<u64> {
             let Some(text) = text else { return Ok(0) };
@@ -380,8 +391,8 @@ impl ContainerArgs {
         };
         let ulimits = self.ulimit.iter().map(|text| run_parse::ulimit(text));
         Ok(RunRequest {
-            image: self.image.clone(),
-            args: self.command.clone(),
+            image: self.image().to_owned(),
+            args: self.words[1..].to_vec(),
             env,
             ports,
             remove: self.rm,
@@ -416,6 +427,18 @@ impl ContainerArgs {
             dns_options: self.dns_option.clone(),
             privileged: self.privileged,
             healthcheck: self.health.request(),
+            memory_swap: match self.memory_swap.as_deref() {
+                Some("-1") => -1,
+                _ => size("--memory-swap", &self.memory_swap)?.try_into()?,
+            },
+            cpu_shares: self.cpu_shares.unwrap_or_default(),
+            cpuset_cpus: text(&self.cpuset_cpus),
+            cpuset_mems: text(&self.cpuset_mems),
+            cpu_quota: self.cpu_quota.unwrap_or_default(),
+            cpu_period: self.cpu_period.unwrap_or_default(),
+            oom_score_adj: self.oom_score_adj.unwrap_or_default(),
+            expose,
+            mounts,
         })
     }
 
@@ -423,20 +446,20 @@ impl ContainerArgs {
     async fn bring(&self, client: &Client, request: &RunRequest) -> anyhow::Result<()> {
         let show = if self.quiet { Show::Nothing } else { Show::Stderr };
         if self.pull == Pull::Always {
-            return transfer::pull(client, &self.image, &request.platform, false, show).await;
+            return transfer::pull(client, self.image(), &request.platform, false, show).await;
         }
         let question = InspectImageRequest {
-            reference: self.image.clone(),
+            reference: self.image().to_owned(),
             platform: request.platform.clone(),
         };
         match client.images().inspect(question).await {
             Ok(_) => Ok(()),
             Err(status) if status.code() == tonic::Code::NotFound && self.pull == Pull::Missing => {
-                let name = oci::Reference::parse(&self.image)?.with_default_tag().familiar();
+                let name = oci::Reference::parse(self.image())?.with_default_tag().familiar();
                 if !self.quiet {
                     eprintln!("Unable to find image '{name}' locally");
                 }
-                transfer::pull(client, &self.image, &request.platform, false, show).await
+                transfer::pull(client, self.image(), &request.platform, false, show).await
             }
             Err(status) => Err(refused("failed to find the image")(status)),
         }
@@ -484,6 +507,22 @@ fn ended(outcome: anyhow::Result<Outcome>) -> anyhow::Result<ExitCode> {
     }
 }
 
+#[cfg(test)]
+impl RunArgs {
+    /// Some of what was asked for, for tests of the command line.
+    pub fn gist(&self) -> String {
+        let it = &self.container;
+        let flags = [(self.detach, "-d"), (it.rm, "rm"), (it.interactive, "-i"), (it.tty, "-t")];
+        let flags = flags.into_iter().filter(|(is, _)| *is).map(|(_, name)| name.to_owned());
+        let name = it.name.iter().map(|name| format!("name={name}"));
+        let env = Some(format!("env={}", it.env.join(","))).filter(|_| !it.env.is_empty());
+        let image = Some(format!("image={}", it.image()));
+        let command = Some(format!("[{}]", it.words[1..].join(" ")));
+        let command = command.filter(|_| it.words.len() > 1);
+        flags.chain(name).chain(env).chain(image).chain(command).collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl RunArgs {
     /// Starts the container; without `-d`, ends with its exit status.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
@@ -504,6 +543,10 @@ impl RunArgs {
         }
         args.check_cidfile()?;
         let detach = attach::detach_keys(&self.detach_keys)?;
+        let streams = Streams::parse(&args.attach)?;
+        if self.detach && !args.attach.is_empty() {
+            bail!("Conflicting options: -a and -d");
+        }
         let mut request = args.request()?;
         let client = connection.connect().await?;
         args.bring(&client, &request).await?;
@@ -520,8 +563,9 @@ impl RunArgs {
             return Ok(ExitCode::SUCCESS);
         }
         let attach = Attach { container: started.id, logs: true, start: true };
-        let terminal =
-            Terminal { stdin: args.interactive, tty: args.tty, signals: self.sig_proxy, detach };
+        let stdin = args.interactive && streams.stdin;
+        let tty = args.tty;
+        let terminal = Terminal { stdin, tty, signals: self.sig_proxy, detach, streams };
         match attach.follow(service, &terminal).await {
             Ok(outcome) => ended(outcome),
             Err(status) => Ok(not_started("failed to run the container", status)),
@@ -559,11 +603,23 @@ pub struct StartArgs {
     /// Pass standard input on
     #[arg(long, short = 'i')]
     interactive: bool,
+    /// Keys that leave the container running
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: String,
+    #[command(flatten)]
+    docker_only: DockerOnly<StartOnly>,
+}
+
+docker_only! { StartOnly:
+    Flag::value("checkpoint", "containers are not checkpointed"),
+    Flag::value("checkpoint-dir", "containers are not checkpointed"),
 }
 
 impl StartArgs {
     /// Starts one after the other; goes on after a failure.
     pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        self.docker_only.check()?;
+        let detach = attach::detach_keys(&self.detach_keys)?;
         let mut service = connection.connect().await?.containers();
         if self.attach || self.interactive {
             let [container] = &self.containers[..] else {
@@ -573,7 +629,8 @@ impl StartArgs {
             let known = service.inspect(asked).await;
             let known = known.map_err(refused("failed to start the container"))?.into_inner();
             let request = known.request.unwrap_or_default();
-            let terminal = Terminal::new(self.interactive && request.stdin, request.tty);
+            let mut terminal = Terminal::new(self.interactive && request.stdin, request.tty);
+            terminal.detach = detach;
             check_terminal(terminal.tty, terminal.stdin)?;
             let attach = Attach { container: container.clone(), logs: false, start: true };
             return match attach.follow(service, &terminal).await {
@@ -624,7 +681,8 @@ impl AttachArgs {
         let request = known.request.unwrap_or_default();
         let stdin = request.stdin && !self.no_stdin;
         check_terminal(request.tty, stdin)?;
-        let terminal = Terminal { stdin, tty: request.tty, signals: self.sig_proxy, detach };
+        let (tty, signals, streams) = (request.tty, self.sig_proxy, Streams::default());
+        let terminal = Terminal { stdin, tty, signals, detach, streams };
         let attach = Attach { container: self.container.clone(), logs: false, start: false };
         ended(attach.follow(service, &terminal).await.map_err(fail)?)
     }
@@ -632,6 +690,7 @@ impl AttachArgs {
 
 /// Run a further process in a running container
 #[derive(Args, Debug)]
+#[command(override_usage = "rbuildctl exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
 pub struct ExecArgs {
     /// Leave it running
     #[arg(long, short = 'd')]
@@ -659,11 +718,10 @@ pub struct ExecArgs {
     detach_keys: String,
     #[arg(long, hide = true)]
     privileged: bool,
-    /// Id or name
-    container: String,
-    /// What to run
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// Id or name, and what to run. One list, because no flag follows the container.
+    #[arg(required = true, num_args = 2.., trailing_var_arg = true,
+        value_name = "CONTAINER COMMAND")]
+    words: Vec<String>,
 }
 
 impl ExecArgs {
@@ -685,8 +743,8 @@ impl ExecArgs {
         // Docker's exec leaves signals to its own end.
         terminal.signals = false;
         let start = ExecStart {
-            container: self.container.clone(),
-            args: self.command.clone(),
+            container: self.words[0].clone(),
+            args: self.words[1..].to_vec(),
             env,
             workdir: self.workdir.clone().unwrap_or_default(),
             user: self.user.clone().unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use proto::rbuild::v1::{Limit, Port, Tmpfs};
+use proto::rbuild::v1::{Limit, MountAsked, Port, Tmpfs};
 
 use crate::{csv, text};
 
@@ -70,56 +70,85 @@ pub fn volume(text: &str) -> anyhow::Result<String> {
     Ok(text.to_owned())
 }
 
+/// `PORT[-PORT][/PROTOCOL]`, each port with its protocol.
+pub fn exposed(text: &str) -> anyhow::Result<Vec<String>> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let found = range(ports).filter(|(from, to)| *from > 0 && to - from < MAX_RANGE);
+    let known = matches!(protocol, "tcp" | "udp" | "sctp");
+    let (from, to) = found.filter(|_| known).with_context(|| {
+        format!("invalid range format for --expose: {text}: expected PORT[-PORT][/tcp]")
+    })?;
+    Ok((from..=to).map(|port| format!("{port}/{protocol}")).collect())
+}
+
 /// A `--mount`: what it adds to the volumes, or to the folders in memory.
 pub enum Mounted {
-    Volume(String),
+    Volume(MountAsked),
     Memory(Tmpfs),
 }
 
 /// `type=bind,source=…,target=…[,readonly]`.
 pub fn mount(text: &str) -> anyhow::Result<Mounted> {
+    let bad =
+        |why: String| anyhow::anyhow!("invalid argument {text:?} for \"--mount\" flag: {why}");
     let (mut kind, mut source, mut target) = ("volume".to_owned(), String::new(), String::new());
     let (mut readonly, mut size) = (false, 0);
     for field in csv::fields(text)? {
-        let (key, value) = field.split_once('=').unwrap_or((&field, "true"));
-        match key.to_lowercase().as_str() {
+        let key = field.split_once('=').map_or(field.as_str(), |(key, _)| key).to_lowercase();
+        let value = match (field.split_once('='), key.as_str()) {
+            (Some((_, value)), _) => value,
+            (None, "readonly" | "ro" | "volume-nocopy") => "true",
+            (None, _) => {
+                return Err(bad(format!("invalid field '{field}' must be a key=value pair")));
+            }
+        };
+        match key.as_str() {
             "type" => kind = value.to_lowercase(),
             "source" | "src" => source = value.to_owned(),
             "target" | "dst" | "destination" => target = value.to_owned(),
             "readonly" | "ro" => {
                 readonly = csv::parse_bool(value)
-                    .with_context(|| format!("invalid value for {key}: {value}"))?;
+                    .ok_or_else(|| bad(format!("invalid value for {key}: {value}")))?;
             }
             "tmpfs-size" => {
+                let bytes = text::parse_size(value);
                 let bytes =
-                    text::parse_size(value).with_context(|| format!("invalid size {value}"))?;
+                    bytes.ok_or_else(|| bad(format!("invalid value for {key}: {value}")))?;
                 size = bytes.try_into()?;
             }
-            "bind-propagation" | "volume-nocopy" | "consistency" => {}
-            other => bail!("invalid argument {text:?} for --mount: {other} is not supported"),
+            "tmpfs-mode" if matches!(value, "1777" | "01777") => {}
+            // Mounts are private here, and a volume is filled only while it is empty.
+            "bind-propagation" if matches!(value, "" | "rprivate" | "private") => {}
+            "consistency" => {}
+            "volume-driver" if matches!(value, "" | "local") => {}
+            "bind-propagation" | "bind-nonrecursive" | "bind-recursive" | "volume-driver"
+            | "volume-opt" | "volume-label" | "volume-nocopy" | "volume-subpath"
+            | "image-subpath" | "tmpfs-mode" => {
+                return Err(bad(format!("{key}={value} is not supported: leave it out")));
+            }
+            _ => return Err(bad(format!("unexpected key '{key}' in '{field}'"))),
         }
     }
     if target.is_empty() {
-        bail!("invalid argument {text:?} for --mount: target is required");
+        return Err(bad("target is required".into()));
     }
-    let options = if readonly { ":ro" } else { "" };
     match kind.as_str() {
-        "bind" => {
-            if source.is_empty() {
-                bail!("invalid argument {text:?} for --mount: source is required");
-            }
-            let source = std::path::absolute(&source)?;
-            Ok(Mounted::Volume(format!("{}:{target}{options}", source.display())))
+        "bind" if source.is_empty() => return Err(bad("source is required".into())),
+        "bind" => source = std::path::absolute(&source)?.display().to_string(),
+        "volume" => {}
+        "tmpfs" if !source.is_empty() => {
+            return Err(bad("a folder in memory has no source".into()));
         }
-        "volume" if source.is_empty() => Ok(Mounted::Volume(target)),
-        "volume" => Ok(Mounted::Volume(format!("{source}:{target}{options}"))),
         "tmpfs" => {
-            Ok(Mounted::Memory(Tmpfs { path: target, size, read_only: readonly, exec: false }))
+            let memory = Tmpfs { path: target, size, read_only: readonly, exec: false };
+            return Ok(Mounted::Memory(memory));
         }
-        other => bail!(
-            "invalid argument {text:?} for --mount: use type bind, volume or tmpfs, not {other}"
-        ),
+        "image" => {
+            return Err(bad("type image is not supported: copy with COPY --from, or cp".into()));
+        }
+        other => return Err(bad(format!("use type bind, volume or tmpfs, not {other}"))),
     }
+    Ok(Mounted::Volume(MountAsked { kind, source, target, read_only: readonly }))
 }
 
 /// `PATH[:OPTIONS]`.
@@ -218,17 +247,27 @@ mod tests {
     #[test]
     fn mounts() {
         let show = |text: &str| match mount(text) {
-            Ok(Mounted::Volume(text)) => text,
+            Ok(Mounted::Volume(it)) => {
+                format!("{} {}:{}:{}", it.kind, it.source, it.target, it.read_only)
+            }
             Ok(Mounted::Memory(tmpfs)) => {
                 format!("{} {} {}", tmpfs.path, tmpfs.size, tmpfs.read_only)
             }
             Err(error) => error.to_string(),
         };
-        assert_eq!(show("type=bind,src=/a,target=/b,readonly"), "/a:/b:ro");
-        assert_eq!(show("source=data,dst=/b"), "data:/b");
+        assert_eq!(show("type=bind,src=/a,target=/b,readonly"), "bind /a:/b:true");
+        assert_eq!(show("source=data,dst=/b"), "volume data:/b:false");
+        assert_eq!(show("type=bind,\"src=/a,b\",dst=/c,ro=0"), "bind /a,b:/c:false");
         assert_eq!(show("type=tmpfs,target=/t,tmpfs-size=1m"), "/t 1048576 false");
         assert!(show("type=npipe,target=/x").contains("use type bind"));
         assert!(show("type=bind,src=/a").contains("target is required"));
+        assert!(show("type=bind,dst=/a").contains("source is required"));
+        assert!(show("type=bind,src=/a,dst=/b,bind-propagation=shared").contains("not supported"));
+        assert!(show("typ=bind").contains("unexpected key 'typ' in 'typ=bind'"));
+        assert!(show("bind").contains("must be a key=value pair"));
+        assert_eq!(exposed("80").unwrap(), ["80/tcp"]);
+        assert_eq!(exposed("7-8/udp").unwrap(), ["7/udp", "8/udp"]);
+        assert!(exposed("0").is_err() && exposed("8-7").is_err() && exposed("80/x").is_err());
         assert_eq!(tmpfs("/t:size=1k,exec").unwrap().size, 1024);
         assert!(tmpfs("/t:uid=5").is_err());
         assert_eq!(ulimit("nofile=1:2").unwrap().hard, 2);

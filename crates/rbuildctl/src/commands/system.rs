@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use client::ClientError;
 use proto::{
@@ -12,7 +12,7 @@ use proto::{
     },
 };
 
-use super::{containers, debug, du, images, prune, refused, volume};
+use super::{containers, debug, du, filters::PruneFilters, images, prune, refused, volume};
 use crate::{connection::ConnectionArgs, table::Table, text};
 
 /// Look at the whole daemon, and tidy it up
@@ -127,10 +127,17 @@ pub struct SystemPruneArgs {
     /// Do not ask
     #[arg(long, short = 'f')]
     force: bool,
+    /// Only what has: until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
 }
 
 impl SystemPruneArgs {
     async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let filters = PruneFilters::parse(&self.filter)?;
+        if self.volumes && filters.age().is_some() {
+            bail!("the \"until\" filter is not supported with \"--volumes\"");
+        }
         if !self.force {
             let mut lines = vec!["all stopped containers"];
             if self.volumes {
@@ -154,19 +161,24 @@ impl SystemPruneArgs {
             Ok(it.records + it.blobs + it.volumes + it.other)
         };
         let before = taken().await?;
-        print_all("Deleted Containers:", containers::prune(&client).await?);
+        print_all("Deleted Containers:", containers::prune(&client, &filters).await?);
         if self.volumes {
-            print_all("Deleted Volumes:", volume::prune(&client, false).await?);
+            print_all("Deleted Volumes:", volume::prune(&client, false, &filters).await?);
         }
-        print_all("Deleted Images:", images::prune(&client, self.all).await?.0);
-        let request = PruneRequest { all: self.all, ..PruneRequest::default() };
-        let fail = ClientError::rpc("failed to prune");
-        let mut records = client.control().prune(request).await.map_err(&fail)?.into_inner();
-        let mut gone = Vec::new();
-        while let Some(record) = records.message().await.map_err(&fail)? {
-            gone.push(record.id);
+        print_all("Deleted Images:", images::prune(&client, self.all, &filters).await?.0);
+        // Cached results have no labels: where those are asked for, none is meant.
+        if !filters.has_labels() {
+            let age = filters.age().unwrap_or_default().as_nanos();
+            let keep_duration = i64::try_from(age).unwrap_or(i64::MAX);
+            let request = PruneRequest { all: self.all, keep_duration, ..PruneRequest::default() };
+            let fail = ClientError::rpc("failed to prune");
+            let mut records = client.control().prune(request).await.map_err(&fail)?.into_inner();
+            let mut gone = Vec::new();
+            while let Some(record) = records.message().await.map_err(&fail)? {
+                gone.push(record.id);
+            }
+            print_all("Deleted build cache objects:", gone);
         }
-        print_all("Deleted build cache objects:", gone);
         let freed = before - taken().await?;
         println!("Total reclaimed space: {}", text::docker_size(freed.max(0)));
         Ok(ExitCode::SUCCESS)

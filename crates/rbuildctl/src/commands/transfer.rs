@@ -35,6 +35,9 @@ pub struct PullArgs {
     /// Print the name only
     #[arg(long, short = 'q')]
     quiet: bool,
+    /// Accepted for scripts: nothing is signed here anyway
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    disable_content_trust: Option<Option<String>>,
 }
 
 impl PullArgs {

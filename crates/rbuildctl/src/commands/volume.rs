@@ -1,13 +1,18 @@
 //! `volume`: named folders that outlive containers.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use client::Client;
 use proto::rbuild::v1::{CreateVolumeRequest, ListVolumesRequest, RemoveVolumeRequest, Volume};
 use serde_json::{Value, json};
 
-use super::refused;
+use super::{
+    docker_only::{DockerOnly, Flag, docker_only},
+    filters::PruneFilters,
+    refused,
+};
 use crate::{
     connection::ConnectionArgs,
     format::{Format, eval::sorted},
@@ -36,6 +41,46 @@ pub struct LsArgs {
     /// table TEMPLATE, json, or a template such as '{{.Name}}'
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
+    /// Only volumes with: name=PART, dangling=BOOL, driver=local, label=KEY[=VALUE]
+    #[arg(long, short = 'f', value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+/// Whether a volume is to be listed; alternatives of one key, as docker has them.
+fn is_listed(volume: &Volume, filters: &[(String, String)]) -> bool {
+    let holds = |key: &str, value: &str| match key {
+        "name" => volume.name.contains(value),
+        "driver" => value == "local",
+        "label" => super::images::has_label(&volume.labels, value),
+        _ => crate::csv::parse_bool(value) == Some(volume.used_by.is_empty()),
+    };
+    filters.iter().all(|(key, value)| match key.as_str() {
+        "label" => holds(key, value),
+        _ => filters.iter().any(|(other, value)| other == key && holds(key, value)),
+    })
+}
+
+/// Keys and values of `--filter`.
+fn filters(texts: &[String]) -> anyhow::Result<Vec<(String, String)>> {
+    let parse = |text: &String| {
+        let (key, value) = text
+            .split_once('=')
+            .with_context(|| format!("invalid filter '{text}': expected KEY=VALUE"))?;
+        match key {
+            "dangling" if crate::csv::parse_bool(value).is_none() => {
+                bail!("invalid filter '{text}'")
+            }
+            "name" | "dangling" | "driver" | "label" => Ok((key.to_owned(), value.to_owned())),
+            _ => bail!("invalid filter '{key}': use name, dangling, driver or label"),
+        }
+    };
+    texts.iter().map(parse).collect()
+}
+
+docker_only! { CreateOnly:
+    Flag::unless("driver", &["local"], "volumes are folders of the daemon's machine").short('d'),
+    Flag::value("label", "volumes have no labels; give them a telling name"),
+    Flag::value("opt", "mount it on the daemon's machine, and use run -v FOLDER:TARGET").short('o'),
 }
 
 /// Make a volume
@@ -43,6 +88,8 @@ pub struct LsArgs {
 pub struct CreateArgs {
     /// Its name; a random one if none is given
     name: Option<String>,
+    #[command(flatten)]
+    docker_only: DockerOnly<CreateOnly>,
 }
 
 /// Remove volumes and what is in them
@@ -76,6 +123,9 @@ pub struct PruneArgs {
     /// Do not ask
     #[arg(long, short = 'f')]
     force: bool,
+    /// Only volumes with: label=KEY[=VALUE], label!=KEY[=VALUE], all=BOOL
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
 }
 
 async fn list(client: &Client) -> anyhow::Result<Vec<Volume>> {
@@ -107,6 +157,7 @@ impl VolumeCommand {
         match self {
             Self::Ls(args) => args.run(&client).await,
             Self::Create(args) => {
+                args.docker_only.check()?;
                 let name = args.name.clone().unwrap_or_default();
                 let made = client.volumes().create(CreateVolumeRequest { name }).await;
                 println!("{}", made.map_err(refused("failed to make a volume"))?.into_inner().name);
@@ -123,7 +174,9 @@ impl LsArgs {
     async fn run(&self, client: &Client) -> anyhow::Result<ExitCode> {
         let format = self.format.as_deref().filter(|format| *format != "table");
         let format = format.map(Format::parse).transpose()?;
-        let volumes = list(client).await?;
+        let filters = filters(&self.filter)?;
+        let mut volumes = list(client).await?;
+        volumes.retain(|volume| is_listed(volume, &filters));
         if self.quiet {
             volumes.iter().for_each(|volume| println!("{}", volume.name));
             return Ok(ExitCode::SUCCESS);
@@ -135,10 +188,11 @@ impl LsArgs {
                     ("Driver", "local".into()),
                     ("Mountpoint", volume.mountpoint.clone().into()),
                     ("Scope", "local".into()),
-                    ("Labels", "".into()),
+                    ("Labels", super::images::labels_text(&volume.labels).into()),
                 ])
             };
-            let rows: Vec<Value> = volumes.iter().map(row).collect();
+            let rows: Vec<(Value, &BTreeMap<String, String>)> =
+                volumes.iter().map(|volume| (row(volume), &volume.labels)).collect();
             let header = [
                 ("Name", "VOLUME NAME"),
                 ("Driver", "DRIVER"),
@@ -146,7 +200,7 @@ impl LsArgs {
                 ("Scope", "SCOPE"),
                 ("Labels", "LABELS"),
             ];
-            print!("{}", format.rows(&header, &rows)?);
+            print!("{}", format.labelled_rows(&header, &rows)?);
             return Ok(ExitCode::SUCCESS);
         }
         let mut table = Table::new(["DRIVER", "VOLUME NAME"]);
@@ -202,24 +256,38 @@ impl InspectArgs {
 
 impl PruneArgs {
     async fn run(&self, client: &Client) -> anyhow::Result<ExitCode> {
-        let what = if self.all { "all local volumes" } else { "anonymous local volumes" };
+        let (every, rest): (Vec<_>, Vec<_>) =
+            self.filter.iter().cloned().partition(|text| text.starts_with("all="));
+        let filters = PruneFilters::parse(&rest)?;
+        let every = every.iter().any(|text| crate::csv::parse_bool(&text[4..]) == Some(true));
+        let all = self.all || every;
+        let what = if all { "all local volumes" } else { "anonymous local volumes" };
         let text = format!("WARNING! This will remove {what} not used by at least one container.");
         if !self.force && !super::confirm(&text)? {
             return Ok(ExitCode::SUCCESS);
         }
-        prune(client, self.all).await?.iter().for_each(|name| println!("{name}"));
+        let gone = prune(client, all, &filters).await?;
+        if !gone.is_empty() {
+            println!("Deleted Volumes:\n{}\n", gone.join("\n"));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Removes volumes that no container mounts, those with a name of the user's only with `all`;
 /// their names.
-pub async fn prune(client: &Client, all: bool) -> anyhow::Result<Vec<String>> {
+pub async fn prune(
+    client: &Client,
+    all: bool,
+    filters: &PruneFilters,
+) -> anyhow::Result<Vec<String>> {
     let mut gone = Vec::new();
     for volume in list(client).await? {
         let anonymous =
             volume.name.len() == 64 && volume.name.bytes().all(|b| b.is_ascii_hexdigit());
-        if !volume.used_by.is_empty() || !(anonymous || all) {
+        let at = volume.created.map_or((0, 0), |at| (at.seconds, at.nanos));
+        let wanted = (anonymous || all) && filters.hold(at, &volume.labels);
+        if !volume.used_by.is_empty() || !wanted {
             continue;
         }
         let request = RemoveVolumeRequest { name: volume.name.clone() };
@@ -227,4 +295,25 @@ pub async fn prune(client: &Client, all: bool) -> anyhow::Result<Vec<String>> {
         gone.push(volume.name);
     }
     Ok(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_hold() {
+        let volume = Volume { name: "data".into(), ..Volume::default() };
+        let check = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            filters(&texts).map(|filters| is_listed(&volume, &filters)).ok()
+        };
+        assert_eq!(check(&[]), Some(true));
+        assert_eq!(check(&["name=x", "name=at"]), Some(true));
+        assert_eq!(check(&["dangling=1", "driver=local"]), Some(true));
+        assert_eq!(check(&["dangling=false"]), Some(false));
+        assert_eq!(check(&["label=a"]), Some(false));
+        assert_eq!(check(&["dangling=x"]), None);
+        assert_eq!(check(&["size=1"]), None);
+    }
 }

@@ -8,16 +8,21 @@ use super::{
     print::{compare, plain, printf},
 };
 
-/// Applies `nodes` to `value`.
-pub fn run(nodes: &[Node], value: &Value) -> anyhow::Result<String> {
-    let mut scope = Scope { variables: vec![(String::new(), value.clone())], out: String::new() };
+/// What `.Label "key"` is.
+pub type Label<'a> = &'a dyn Fn(&str) -> String;
+
+/// Applies `nodes` to `value`; `label` is there for rows that have labels.
+pub fn run(nodes: &[Node], value: &Value, label: Option<Label<'_>>) -> anyhow::Result<String> {
+    let variables = vec![(String::new(), value.clone())];
+    let mut scope = Scope { variables, label, out: String::new() };
     scope.nodes(nodes, value)?;
     Ok(scope.out)
 }
 
-struct Scope {
+struct Scope<'a> {
     /// Innermost last; the empty name is the whole value.
     variables: Vec<(String, Value)>,
+    label: Option<Label<'a>>,
     out: String,
 }
 
@@ -58,7 +63,7 @@ fn field(value: &Value, name: &str) -> anyhow::Result<Value> {
     Ok(NO_VALUE.into())
 }
 
-impl Scope {
+impl Scope<'_> {
     fn nodes(&mut self, nodes: &[Node], dot: &Value) -> anyhow::Result<()> {
         let depth = self.variables.len();
         for node in nodes {
@@ -131,14 +136,26 @@ impl Scope {
                 let of = self.value(of, dot)?;
                 names.iter().try_fold(of, |value, name| field(&value, name))
             }
-            Expr::Call(name, arguments) => {
-                let arguments: Vec<Value> = arguments
-                    .iter()
-                    .map(|argument| self.value(argument, dot))
-                    .collect::<Result<_, _>>()?;
-                call(name, &arguments)
+            Expr::Call(name, arguments) => call(name, &self.values(arguments, dot)?),
+            Expr::Method(of, name, arguments) => {
+                let arguments = self.values(arguments, dot)?;
+                match (name.as_str(), self.label, arguments.as_slice()) {
+                    ("Label", Some(label), [key]) => Ok(label(&text(name, key)?).into()),
+                    ("Label", Some(_), many) => {
+                        bail!("template: wrong number of args for Label: got {}", many.len())
+                    }
+                    _ => {
+                        let of = self.value(of, dot)?;
+                        field(&of, name)?;
+                        bail!("template: {name} is not a method but has arguments")
+                    }
+                }
             }
         }
+    }
+
+    fn values(&mut self, all: &[Expr], dot: &Value) -> anyhow::Result<Vec<Value>> {
+        all.iter().map(|expr| self.value(expr, dot)).collect()
     }
 }
 

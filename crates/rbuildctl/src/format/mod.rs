@@ -8,6 +8,8 @@ pub mod eval;
 mod parse;
 mod print;
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use crate::table::Table;
@@ -34,19 +36,43 @@ impl Format {
 
     /// Applies the template to `value`.
     pub fn apply(&self, value: &Value) -> anyhow::Result<String> {
-        eval::run(&self.nodes, value)
+        eval::run(&self.nodes, value, None)
     }
 
     /// One line a row; with `table`, columns under the names that `header` has for its fields.
     pub fn rows(&self, header: &[(&str, &str)], rows: &[Value]) -> anyhow::Result<String> {
-        let lines: Vec<String> =
-            rows.iter().map(|row| self.apply(row)).collect::<Result<_, _>>()?;
+        self.lines(header, rows, &|row| self.apply(row), None)
+    }
+
+    /// As [`rows`](Self::rows), with labels to ask for one by one.
+    pub fn labelled_rows(
+        &self,
+        header: &[(&str, &str)],
+        rows: &[(Value, &BTreeMap<String, String>)],
+    ) -> anyhow::Result<String> {
+        let line = |(value, labels): &(Value, &BTreeMap<String, String>)| {
+            let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
+            eval::run(&self.nodes, value, Some(&label))
+        };
+        // Over a column of labels stands the last part of their key.
+        let title = |key: &str| key.rsplit('.').next().unwrap_or(key).replace(['-', '_'], " ");
+        self.lines(header, rows, &line, Some(&title))
+    }
+
+    fn lines<T>(
+        &self,
+        header: &[(&str, &str)],
+        rows: &[T],
+        line: &dyn Fn(&T) -> anyhow::Result<String>,
+        title: Option<eval::Label<'_>>,
+    ) -> anyhow::Result<String> {
+        let lines: Vec<String> = rows.iter().map(line).collect::<Result<_, _>>()?;
         if !self.table {
             return Ok(lines.iter().map(|line| format!("{line}\n")).collect());
         }
         let names: Map<String, Value> =
             header.iter().map(|(key, name)| ((*key).to_owned(), (*name).into())).collect();
-        let head = self.apply(&Value::Object(names))?;
+        let head = eval::run(&self.nodes, &Value::Object(names), title)?;
         let mut table = Table::empty();
         for line in std::iter::once(&head).chain(&lines) {
             table.cells(line.split('\t').map(str::to_owned).collect());
@@ -105,6 +131,26 @@ mod tests {
         check("{{range .X}}", "--format: {{range}} without {{end}}");
         check("{{end}}", "--format: unexpected {{end}}");
         check("{{.A", "--format: unclosed action");
+    }
+
+    #[test]
+    fn labels_are_asked_for_one_by_one() {
+        let labels = BTreeMap::from([("com.example.my-team".to_owned(), "a,b=c".to_owned())]);
+        let rows = [(json!({"Names": "web"}), &labels)];
+        let check = |template: &str, expected: &str| {
+            let format = Format::parse(template).unwrap();
+            let shown = format.labelled_rows(&[("Names", "NAMES")], &rows);
+            assert_eq!(shown.unwrap_or_else(|error| error.to_string()), expected, "{template}");
+        };
+        check("{{.Label \"com.example.my-team\"}}|{{.Label \"x\"}}", "a,b=c|\n");
+        check("{{\"com.example.my-team\" | .Label}}", "a,b=c\n");
+        check(
+            "table {{.Names}}\\t{{$.Label `com.example.my-team`}}",
+            "NAMES   my team\nweb     a,b=c\n",
+        );
+        check("{{.Label \"x\" \"y\"}}", "template: wrong number of args for Label: got 2");
+        check("{{.Names \"x\"}}", "template: Names is not a method but has arguments");
+        assert!(Format::parse("{{\"x\" \"y\"}}").is_err());
     }
 
     #[test]

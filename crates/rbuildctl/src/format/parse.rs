@@ -21,6 +21,8 @@ pub enum Expr {
     Variable(String),
     Literal(Value),
     Field(Box<Expr>, Vec<String>),
+    /// A field that is called, such as `.Label "a"`.
+    Method(Box<Expr>, String, Vec<Expr>),
     Call(String, Vec<Expr>),
 }
 
@@ -255,7 +257,7 @@ fn piped(rest: &mut &[Token]) -> anyhow::Result<Expr> {
     Ok(value)
 }
 
-/// A function with its arguments, or one operand.
+/// A function or method with its arguments, or one operand.
 fn command(rest: &mut &[Token], piped_in: Option<Expr>) -> anyhow::Result<Expr> {
     let Some((first, after)) = rest.split_first() else { bail!("--format: missing value") };
     if let Token::Word(name) = first {
@@ -271,10 +273,20 @@ fn command(rest: &mut &[Token], piped_in: Option<Expr>) -> anyhow::Result<Expr> 
         return Ok(Expr::Call(name.clone(), arguments));
     }
     let Some(value) = operand(rest)? else { bail!("--format: missing value") };
-    if piped_in.is_some() || operand(rest)?.is_some() {
-        bail!("--format: only functions take arguments");
+    let mut arguments = Vec::new();
+    while let Some(argument) = operand(rest)? {
+        arguments.push(argument);
     }
-    Ok(value)
+    arguments.extend(piped_in);
+    match value {
+        value if arguments.is_empty() => Ok(value),
+        Expr::Field(of, mut names) => {
+            let name = names.pop().expect("a field has a name");
+            let of = if names.is_empty() { of } else { Box::new(Expr::Field(of, names)) };
+            Ok(Expr::Method(of, name, arguments))
+        }
+        _ => bail!("--format: only functions and methods take arguments"),
+    }
 }
 
 fn operand(rest: &mut &[Token]) -> anyhow::Result<Option<Expr>> {
