@@ -21,7 +21,7 @@ use client::ClientError;
 
 use connection::ConnectionArgs;
 
-/// Exit status for a command that cannot be understood, as docker's.
+/// Exit status for flags that cannot be understood, as docker's.
 const WRONG_USAGE: u8 = 125;
 
 /// Builds container images; talks to rbuildd or any daemon with BuildKit's interface.
@@ -100,8 +100,8 @@ enum Command {
     System(commands::system::SystemCommand),
     #[command(subcommand)]
     Builder(commands::system::BuilderCommand),
-    Info(commands::debug::InfoArgs),
-    Version(commands::system::VersionArgs),
+    Info(commands::info::InfoArgs),
+    Version(commands::info::VersionArgs),
     Verify(commands::verify::VerifyArgs),
     PruneHistories(commands::histories::PruneHistoriesArgs),
     /// Look into the daemon
@@ -117,6 +117,7 @@ enum Command {
 /// The same commands under docker's longer names.
 #[derive(Subcommand)]
 enum ImageCommand {
+    Build(Box<build::BuildArgs>),
     #[command(visible_alias = "list")]
     Ls(commands::images::ImagesArgs),
     Pull(commands::transfer::PullArgs),
@@ -129,6 +130,8 @@ enum ImageCommand {
     Save(commands::archive::SaveArgs),
     Load(commands::archive::LoadArgs),
     Prune(commands::images::ImagePruneArgs),
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
 }
 
 /// The same commands under docker's longer names.
@@ -154,11 +157,15 @@ enum ContainerCommand {
     Cp(commands::cp::CpArgs),
     Inspect(commands::inspect::InspectArgs),
     Prune(commands::containers::ContainerPruneArgs),
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
 }
 
 impl ImageCommand {
-    async fn run(self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+    async fn run(self, connection: &ConnectionArgs, debug: bool) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Build(args) => build::run(*args, connection, debug).await,
+            Self::Unknown(words) => commands::unknown::run(&words),
             Self::Ls(args) => args.run(connection).await,
             Self::Pull(args) => args.run(connection).await,
             Self::Push(args) => args.run(connection).await,
@@ -176,6 +183,7 @@ impl ImageCommand {
 impl ContainerCommand {
     async fn run(self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Unknown(words) => commands::unknown::run(&words),
             Self::Ls(args) => args.run(connection).await,
             Self::Run(args) => args.run(connection).await,
             Self::Create(args) => args.run(connection).await,
@@ -242,6 +250,24 @@ fn parse(words: Vec<OsString>) -> Result<Cli, clap::Error> {
     matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|_| error)
 }
 
+/// Docker's status for a line that is not understood, or for help: words that are missing or too
+/// many are told apart from flags.
+fn usage_code(error: &clap::Error) -> u8 {
+    use clap::error::{ContextKind, ContextValue};
+    match error.kind() {
+        _ if !error.use_stderr() => 0,
+        ErrorKind::MissingRequiredArgument
+        | ErrorKind::TooFewValues
+        | ErrorKind::WrongNumberOfValues
+        | ErrorKind::InvalidSubcommand => 1,
+        ErrorKind::UnknownArgument => match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(word)) if !word.starts_with('-') => 1,
+            _ => WRONG_USAGE,
+        },
+        _ => WRONG_USAGE,
+    }
+}
+
 fn main() -> ExitCode {
     end_with_the_reader();
     let cli = match parse(std::env::args_os().collect()) {
@@ -253,8 +279,7 @@ fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             _ = error.print();
-            // Help was asked for, or the command was typed wrong: docker's status for that.
-            return ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 });
+            return ExitCode::from(usage_code(&error));
         }
     };
     let debug = cli.debug;
@@ -304,7 +329,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rename(args) => args.run(&connection).await,
         Command::Cp(args) => args.run(&connection).await,
         Command::Volume(command) => command.run(&connection).await,
-        Command::Image(command) => command.run(&connection).await,
+        Command::Image(command) => command.run(&connection, cli.debug).await,
         Command::Container(command) => command.run(&connection).await,
         Command::Du(args) => args.run(&connection).await,
         Command::Prune(args) => args.run(&connection).await,
@@ -361,6 +386,17 @@ mod tests {
     fn flags_do_not_collide() {
         Cli::command().debug_assert();
         as_docker(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn wrong_lines_have_dockers_status() {
+        let code = |line: &str| {
+            let words = std::iter::once("rbuildctl").chain(line.split(' '));
+            usage_code(&parse(words.map(OsString::from).collect()).err().expect("a wrong line"))
+        };
+        assert_eq!(["run", "exec c", "tag a", "tag a b c", "volume fly"].map(code), [1; 5]);
+        assert_eq!(["run --nope", "run --name", "rm --force=x a"].map(code), [125; 3]);
+        assert_eq!(code("run --help"), 0);
     }
 
     /// What an argument of a command is after parsing `line`.

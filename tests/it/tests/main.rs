@@ -4,6 +4,7 @@ mod builds;
 mod cachekeys;
 mod caches;
 mod commands;
+mod daily;
 mod dockerfiles;
 mod emulation;
 mod faults;

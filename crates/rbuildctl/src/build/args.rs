@@ -196,6 +196,9 @@ pub struct BuildArgs {
     /// Without effect: there are no intermediate containers to remove
     #[arg(long, hide = true)]
     pub force_rm: bool,
+    /// Accepted for scripts: nothing is signed here anyway
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    pub disable_content_trust: Option<Option<String>>,
     /// Not supported
     #[arg(long, hide = true)]
     pub squash: bool,

@@ -281,6 +281,12 @@ fn container_json(container: &Container) -> Value {
         name => name.to_owned(),
     };
     let network = if request.network.is_empty() { "bridge" } else { &request.network };
+    // What every container gets is not part of what it was told.
+    let given = |variable: &&String| {
+        let is_own = variable.starts_with("HOSTNAME=") || *variable == "TERM=xterm";
+        !is_own || request.env.contains(variable)
+    };
+    let env: Vec<&String> = container.env.iter().filter(given).collect();
     let asked_mounts: Vec<Value> = request
         .mounts
         .iter()
@@ -384,7 +390,7 @@ fn container_json(container: &Container) -> Value {
             "AttachStderr": true,
             "Tty": request.tty,
             "OpenStdin": request.stdin,
-            "Env": container.env,
+            "Env": env,
             "Cmd": or_null(container.cmd.clone()),
             "ExposedPorts": if exposed.is_empty() { Value::Null } else { exposed.into() },
             "Image": images::familiar(&container.image),

@@ -14,6 +14,7 @@ pub mod filters;
 pub mod histories;
 pub mod images;
 pub mod imagetools;
+pub mod info;
 pub mod inspect;
 pub mod login;
 pub mod prune;

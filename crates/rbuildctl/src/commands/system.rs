@@ -1,4 +1,4 @@
-//! `system`, `builder` and `version`: docker's names for looks at the whole, and for tidying up.
+//! `system` and `builder`: docker's names for looks at the whole, and for tidying up.
 
 use std::process::ExitCode;
 
@@ -6,21 +6,30 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use client::ClientError;
 use proto::{
-    control::{DiskUsageRequest, InfoRequest, PruneRequest},
+    control::{DiskUsageRequest, PruneRequest},
     rbuild::v1::{
         ListContainersRequest, ListImagesRequest, ListVolumesRequest, StorageUsageRequest,
     },
 };
 
-use super::{containers, debug, du, filters::PruneFilters, images, prune, refused, volume};
-use crate::{connection::ConnectionArgs, table::Table, text};
+use super::{containers, du, filters::PruneFilters, images, prune, refused, volume};
+use serde_json::Value;
+
+use crate::{
+    connection::ConnectionArgs,
+    format::{Format, eval::sorted},
+    table::Table,
+    text,
+};
 
 /// Look at the whole daemon, and tidy it up
 #[derive(Subcommand)]
 pub enum SystemCommand {
     Df(DfArgs),
-    Info(debug::InfoArgs),
+    Info(super::info::InfoArgs),
     Prune(SystemPruneArgs),
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
 }
 
 impl SystemCommand {
@@ -30,6 +39,7 @@ impl SystemCommand {
             Self::Df(args) => args.run(connection).await,
             Self::Info(args) => args.run(connection).await,
             Self::Prune(args) => args.run(connection).await,
+            Self::Unknown(words) => super::unknown::run(words),
         }
     }
 }
@@ -40,10 +50,23 @@ pub struct DfArgs {
     /// Every record of the build cache too
     #[arg(long, short = 'v')]
     verbose: bool,
+    /// table TEMPLATE, json, or a template such as '{{.Type}}: {{.Size}}'
+    #[arg(long, value_name = "FORMAT", conflicts_with = "verbose")]
+    format: Option<String>,
 }
+
+const DF_HEADER: [(&str, &str); 5] = [
+    ("Type", "TYPE"),
+    ("TotalCount", "TOTAL"),
+    ("Active", "ACTIVE"),
+    ("Size", "SIZE"),
+    ("Reclaimable", "RECLAIMABLE"),
+];
 
 impl DfArgs {
     async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
+        let format = self.format.as_deref().filter(|format| *format != "table");
+        let format = format.map(Format::parse).transpose()?;
         let client = connection.connect().await?;
         let fail = refused("failed to look at images and containers");
         let images = client.images().list(ListImagesRequest { all: true }).await;
@@ -74,8 +97,8 @@ impl DfArgs {
             0 => text::docker_size(free),
             all => format!("{} ({}%)", text::docker_size(free), free * 100 / all),
         };
-        let mut table = Table::new(["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]);
-        table.row([
+        let mut rows: Vec<[String; 5]> = Vec::new();
+        rows.push([
             "Images".into(),
             ids.len().to_string(),
             (ids.len() - idle.len()).to_string(),
@@ -84,27 +107,40 @@ impl DfArgs {
         ]);
         // What containers write is in the build cache's sum: a layer like any other.
         let unknown = || "-".to_owned();
-        table.row([
+        rows.push([
             "Containers".into(),
             containers.len().to_string(),
             running.to_string(),
             unknown(),
             unknown(),
         ]);
-        table.row([
+        rows.push([
             "Local Volumes".into(),
             volumes.len().to_string(),
             mounted.to_string(),
             text::docker_size(usage.volumes),
             unknown(),
         ]);
-        table.row([
+        rows.push([
             "Build Cache".into(),
             records.len().to_string(),
             active.to_string(),
             text::docker_size(usage.records),
             text::docker_size(free),
         ]);
+        if let Some(format) = format {
+            let rows: Vec<Value> = rows
+                .into_iter()
+                .map(|row| {
+                    let keys = DF_HEADER.into_iter().map(|(key, _)| key);
+                    sorted(keys.zip(row.into_iter().map(Value::from)))
+                })
+                .collect();
+            print!("{}", format.rows(&DF_HEADER, &rows)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut table = Table::new(DF_HEADER.map(|(_, title)| title));
+        rows.into_iter().for_each(|row| table.row(row));
         print!("{}", table.text());
         if self.verbose {
             println!();
@@ -255,28 +291,6 @@ impl BuilderPruneArgs {
             }
         }
         Ok(request)
-    }
-}
-
-/// Show this program's version and the daemon's
-#[derive(Args, Debug)]
-pub struct VersionArgs {}
-
-impl VersionArgs {
-    /// Prints both.
-    pub async fn run(&self, connection: &ConnectionArgs) -> anyhow::Result<ExitCode> {
-        println!("Client:\n Version:    {}", env!("CARGO_PKG_VERSION"));
-        let info = connection.connect().await?.control().info(InfoRequest {}).await;
-        let info = info.map_err(ClientError::rpc("failed to call info"))?.into_inner();
-        let version = info.buildkit_version.unwrap_or_default();
-        println!("Server:\n Package:    {}\n Version:    {}", version.package, version.version);
-        if !version.revision.is_empty() {
-            println!(" Revision:   {}", version.revision);
-        }
-        if !version.dockerfile_version.is_empty() {
-            println!(" Dockerfile: {}", version.dockerfile_version);
-        }
-        Ok(ExitCode::SUCCESS)
     }
 }
 

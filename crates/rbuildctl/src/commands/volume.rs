@@ -44,6 +44,8 @@ pub struct LsArgs {
     /// Only volumes with: name=PART, dangling=BOOL, driver=local, label=KEY[=VALUE]
     #[arg(long, short = 'f', value_name = "FILTER")]
     filter: Vec<String>,
+    #[command(flatten)]
+    docker_only: DockerOnly<LsOnly>,
 }
 
 /// Whether a volume is to be listed; alternatives of one key, as docker has them.
@@ -77,7 +79,21 @@ fn filters(texts: &[String]) -> anyhow::Result<Vec<(String, String)>> {
     texts.iter().map(parse).collect()
 }
 
+docker_only! { LsOnly:
+    Flag::switch("cluster", "swarm is not supported"),
+}
+
 docker_only! { CreateOnly:
+    Flag::value("availability", "swarm is not supported"),
+    Flag::value("group", "swarm is not supported"),
+    Flag::value("limit-bytes", "swarm is not supported"),
+    Flag::value("required-bytes", "swarm is not supported"),
+    Flag::value("scope", "swarm is not supported"),
+    Flag::value("secret", "swarm is not supported"),
+    Flag::value("sharing", "swarm is not supported"),
+    Flag::value("topology-preferred", "swarm is not supported"),
+    Flag::value("topology-required", "swarm is not supported"),
+    Flag::value("type", "swarm is not supported"),
     Flag::unless("driver", &["local"], "volumes are folders of the daemon's machine").short('d'),
     Flag::value("label", "volumes have no labels; give them a telling name"),
     Flag::value("opt", "mount it on the daemon's machine, and use run -v FOLDER:TARGET").short('o'),
@@ -174,6 +190,7 @@ impl LsArgs {
     async fn run(&self, client: &Client) -> anyhow::Result<ExitCode> {
         let format = self.format.as_deref().filter(|format| *format != "table");
         let format = format.map(Format::parse).transpose()?;
+        self.docker_only.check()?;
         let filters = filters(&self.filter)?;
         let mut volumes = list(client).await?;
         volumes.retain(|volume| is_listed(volume, &filters));
